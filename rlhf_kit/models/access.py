@@ -1,0 +1,114 @@
+"""What the trainers need from any causal LM or scalar head: hidden states, the output head, scores.
+
+Trainers never call `model(...).logits`: that builds a (B, T, V) tensor. They take the hidden states from the
+backbone and hand the head's weight to an objective that works in chunks. The helpers here do so for every
+`transformers` model, plain or inside peft, and refuse by name what this would get wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_kit.errors import InputError
+
+# Options under which `logits` is more than `head(hidden_states)`.
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The `PreTrainedModel` inside a PeftModel (adapters stay active), or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Positions that count valid tokens only, so that padding does not move a token.
+
+    Args:
+        mask: (B, T) bool, True = valid.
+    Returns:
+        (B, T) long, 0 on padding.
+    """
+    return (mask.long().cumsum(1) - 1).clamp_min(0)
+
+
+def hidden_states(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+) -> Tensor:
+    """The final hidden states, (B, T, D): what the output head is applied to.
+
+    Args:
+        model: causal LM or scalar-head model.
+        input_ids: (B, T) long.
+        attention_mask: (B, T) bool for padded batches; positions then count valid tokens.
+        position_ids: (B, T) long for packed batches (restarting at 0 with each document), without a mask.
+    """
+    if attention_mask is not None and position_ids is None:
+        position_ids = positions_of(attention_mask)
+        # A right-padded causal batch needs no mask at all, and unmasked attention is the fast path.
+        if bool(attention_mask[:, 0].all()):
+            attention_mask = None
+            position_ids = None
+        else:
+            attention_mask = attention_mask.long()
+    extra = {} if position_ids is None else {"position_ids": position_ids}
+    backbone = unwrap(model).get_decoder()
+    return backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra)[0]
+
+
+def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The language-model head as `(weight (V, D), bias (V,) or None)`.
+
+    Raises:
+        InputError: the model transforms its logits after the head, or the head is not a plain linear map.
+    """
+    base = unwrap(model)
+    for name in _LOGIT_TRANSFORMS:
+        value = getattr(base.config, name, None)
+        if value not in (None, 1, 1.0):
+            raise InputError(f"model.config.{name}", value, "expected none: models that rescale their logits are not supported")
+    head = base.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise InputError("model.lm_head", type(head).__name__, "expected a plain Linear: do not put an adapter on the head")
+    return head.weight, head.bias
+
+
+def scalar_head(model: nn.Module) -> Any:
+    """The `score` Linear of a scalar-head model (the trained copy, where peft keeps one).
+
+    Raises:
+        InputError: no such head, or more than one output.
+    """
+    base = unwrap(model)
+    head = getattr(base, "score", None)
+    if head is None:
+        raise InputError(
+            "reward_model.architecture", type(base).__name__, "expected a sequence-classification model with `score`"
+        )
+    if base.config.num_labels != 1:
+        raise InputError("reward_model.num_labels", base.config.num_labels, "expected 1: pass a model with a single scalar head")
+    return head
+
+
+def scalar_values(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The scalar head at every position, (B, T) fp32."""
+    states = hidden_states(model, input_ids, attention_mask)
+    values = scalar_head(model)(states)
+    return values.squeeze(-1).float() + getattr(unwrap(model).config, "score_bias", 0.0)
+
+
+def scalar_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The scalar head at the last valid token of each row, (B,) fp32, wherever the padding stands.
+
+    Raises:
+        InputError: a row has no valid token.
+    """
+    if not bool(attention_mask.any(1).all()):
+        row = int((~attention_mask.any(1)).nonzero()[0])
+        raise InputError("attention_mask row", row, "expected at least one valid token: remove empty texts")
+    last = (attention_mask.long() * torch.arange(1, attention_mask.shape[1] + 1, device=input_ids.device)).argmax(1)
+    states = hidden_states(model, input_ids, attention_mask)[torch.arange(len(last), device=last.device), last]
+    values = scalar_head(model)(states.unsqueeze(1)).reshape(-1)
+    return values.float() + getattr(unwrap(model).config, "score_bias", 0.0)
