@@ -1,0 +1,132 @@
+"""Judging answers: a reward model's directory, or any Python callable `(prompts, responses) -> scores`.
+
+Both become one thing, a `Scorer`: `(rollout, rows) -> (B,) fp32`. Scores that are missing or not finite stop the run
+at once, by name: one NaN that reaches the optimiser costs the whole run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_kit.batches import Rollout
+from rlhf_kit.data.tokenizer import encode_chat, load_tokenizer
+from rlhf_kit.errors import InputError
+from rlhf_kit.models.access import scalar_scores
+from rlhf_kit.models.loading import load_scalar_model
+from rlhf_kit.rollout.experience import by_length, join
+
+Row = dict[str, Any]  # a prompt record: {"prompt": [messages]}
+RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+Scorer = Callable[[Rollout, list[Row]], Tensor]
+
+
+def prompt_text(row: Row) -> str:
+    """What reward callables see as the prompt: the last user message, or the plain text of an unchatty prompt."""
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        return prompt
+    return str(next(m["content"] for m in reversed(prompt) if m["role"] == "user"))
+
+
+def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
+    """The answers as text, without special tokens."""
+    rows = [ids[mask].tolist() for ids, mask in zip(rollout.response_ids, rollout.response_mask)]
+    return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+
+def function_scorer(function: RewardFunction, tokenizer: Any, *, name: str = "reward function") -> Scorer:
+    """A scorer from a callable on text."""
+
+    def score(rollout: Rollout, rows: list[Row]) -> Tensor:
+        responses = response_texts(rollout, tokenizer)
+        scores = list(function([prompt_text(row) for row in rows], responses))
+        if len(scores) != len(responses):
+            raise InputError(f"{name}: number of scores", len(scores), f"expected {len(responses)}: return one for each response")
+        for response, value in zip(responses, scores):
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise InputError(f"{name}: score of {response[:60]!r}", value, "expected a finite number")
+        return torch.tensor(scores, dtype=torch.float32, device=rollout.response_ids.device)
+
+    return score
+
+
+def model_scorer(model: nn.Module, policy_tokenizer: Any, reward_tokenizer: Any, *, micro_batch_size: int) -> Scorer:
+    """A scorer from a scalar-head model, read at the last real token of [query | answer].
+
+    Where the tokenizers agree, the very ids are scored; otherwise the conversation is encoded again as text.
+    """
+    same = policy_tokenizer.get_vocab() == reward_tokenizer.get_vocab() and (
+        policy_tokenizer.chat_template == reward_tokenizer.chat_template
+    )
+
+    @torch.no_grad()
+    def score(rollout: Rollout, rows: list[Row]) -> Tensor:
+        scores = torch.zeros(len(rollout.response_ids), device=rollout.response_ids.device)
+        texts = [] if same else response_texts(rollout, policy_tokenizer)
+        for index in by_length(rollout, micro_batch_size):
+            if same:
+                joined = join(rollout.rows(index))
+                ids, mask = joined.ids, joined.mask
+            else:
+                chats = [[*rows[i]["prompt"], {"role": "assistant", "content": texts[i]}] for i in index.tolist()]
+                ids, mask = pad_right([encode_chat(reward_tokenizer, chat)[0] for chat in chats], device=scores.device)
+            scores[index] = scalar_scores(model, ids, mask)
+        if not bool(scores.isfinite().all()):
+            row = int((~scores.isfinite()).nonzero()[0])
+            raise InputError(f"reward model: score of row {row}", float(scores[row]), "expected finite scores: check its weights")
+        return scores
+
+    return score
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: Any = "cpu", pad_id: int = 0) -> tuple[Tensor, Tensor]:
+    """`(ids (B, T) long, mask (B, T) bool)` from rows of token ids."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
+    return ids.to(device), mask.to(device)
+
+
+def load_function(spec: str, field: str = "--reward") -> RewardFunction:
+    """The callable that `module:function` or `path/to/file.py:function` names."""
+    target, _, name = spec.rpartition(":")
+    if not target or not name:
+        raise InputError(field, spec, "expected a reward model's directory, `module:function` or `file.py:function`")
+    try:
+        if target.endswith(".py"):
+            path = Path(target)
+            module_spec = importlib.util.spec_from_file_location(path.stem, path)
+            if module_spec is None or module_spec.loader is None or not path.is_file():
+                raise InputError(field, spec, f"expected a file at {path}")
+            module = importlib.util.module_from_spec(module_spec)
+            sys.modules[path.stem] = module
+            module_spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(target)
+    except ImportError as error:
+        raise InputError(field, spec, f"expected an importable module: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(field, spec, f"expected a callable named {name!r} in {target}")
+    return function  # type: ignore[no-any-return]
+
+
+def load_scorer(spec: str, policy_tokenizer: Any, *, micro_batch_size: int, device: Any) -> tuple[Scorer, nn.Module | None]:
+    """`(scorer, the reward model or None)` from what `--reward` says."""
+    if Path(spec).is_dir():
+        model = load_scalar_model(spec, dropout=0.0).to(device).eval()
+        model.requires_grad_(False)
+        return model_scorer(model, policy_tokenizer, load_tokenizer(spec), micro_batch_size=micro_batch_size), model
+    return function_scorer(load_function(spec), policy_tokenizer, name=spec), None

@@ -1,0 +1,218 @@
+"""LOOP ONE: learn from a fixed dataset. Pretraining, SFT and the reward model are this loop with another stage.
+
+Deviations from the usual trainer, and why:
+- A batch is a function of (seed, step, rank), so `--resume` needs no saved loader or RNG and is bit-exact on CPU.
+- The loss is normalised by the units (tokens, pairs) of the whole optimizer step, not by a mean of micro-batch means.
+- A step whose gradient is not finite is skipped on all ranks alike, counted, and given up on after ten in a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf_kit.errors import InputError
+from rlhf_kit.models.loading import reload_weights
+from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
+from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step
+from rlhf_kit.training.metrics import Metrics
+from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer
+from rlhf_kit.training.stages import Stage
+
+MAX_BAD_STEPS = 10  # consecutive non-finite gradients before the run is given up
+
+
+class Batches(Protocol):
+    """A dataset seen as optimizer steps (`rlhf_kit.data.batching`)."""
+
+    steps_per_epoch: int
+
+    def micro_batches(self, step: int, rank: int, world: int) -> list[Any]:
+        """The micro-batches of one rank at one step of the run: the same number on every rank."""
+        ...
+
+
+@dataclass
+class FitConfig:
+    """How to learn from a fixed dataset. Every recipe of loop one has these fields."""
+
+    output_dir: Path = Path("runs/fit")  # where the model, its metrics and its checkpoints go
+    seed: int = 0
+    epochs: float = 1.0  # passes over the data; `max_steps` overrides it
+    max_steps: int | None = None  # optimizer steps
+    batch_size: int = 64  # rows (sequences, pairs) an optimizer step, over all devices
+    micro_batch_size: int = 16  # rows a forward
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    warmup_fraction: float = 0.03  # share of the steps in which the learning rate rises from 0
+    final_lr_fraction: float = 0.1  # the learning rate at the end, as a share of its peak
+    weight_decay: float = 0.1  # on matrices only
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: bf16 compute over fp32 master weights
+    gradient_checkpointing: bool = False  # recompute activations in the backward: less memory, a third more time
+    eval_every: int = 100  # steps between evaluations; 0: only at the end
+    log_every: int = 10
+    save_every: int = 200  # steps between checkpoints; 0: none
+    keep_checkpoints: int = 2
+    keep_best: bool = True  # output_dir holds the weights with the lowest eval/loss, not the last ones
+    resume: bool = False  # go on from the newest sound checkpoint in output_dir
+    trackers: tuple[str, ...] = ()  # any of tensorboard, trackio, wandb
+
+
+def total_steps(config: FitConfig, batches: Batches) -> int:
+    """Optimizer steps of the run."""
+    return config.max_steps if config.max_steps is not None else max(1, round(config.epochs * batches.steps_per_epoch))
+
+
+@torch.no_grad()
+def evaluate(stage: Stage, batches: Batches, accelerator: Accelerator) -> dict[str, float]:
+    """Loss and statistics a unit over one pass of `batches`, all ranks together: `eval/loss`, `eval/accuracy`, ..."""
+    training = stage.training
+    stage.eval()
+    sums: dict[str, Tensor] = {}
+    for step in range(batches.steps_per_epoch):
+        for batch in batches.micro_batches(step, accelerator.process_index, accelerator.num_processes):
+            batch = batch.to(accelerator.device)
+            with accelerator.autocast():
+                loss, stats = stage(batch)
+            _accumulate(sums, {"loss": loss, "units": stage.units(batch), **stats})
+    stage.train(training)
+    totals = reduce_sum(accelerator, sums)
+    return {f"eval/{name}": value / max(totals["units"], 1.0) for name, value in totals.items() if name != "units"}
+
+
+def fit(
+    stage: Stage,
+    train: Batches,
+    config: FitConfig,
+    accelerator: Accelerator,
+    *,
+    tokenizer: Any,
+    eval_batches: Batches | None = None,
+    before_save: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """Train `stage.model` and leave it, with its tokenizer, in `config.output_dir`.
+
+    Args:
+        stage: model and objective; its `model` is what gets saved.
+        train: the optimizer steps.
+        eval_batches: a held-out pass, run every `config.eval_every` steps and at the end.
+        before_save: called on the finished model before it is written (the reward model centres its scores here).
+    Returns:
+        The last evaluation's metrics, with `best_step` where `config.keep_best`.
+    Raises:
+        InputError: training diverged (`MAX_BAD_STEPS` non-finite gradients in a row).
+    """
+    steps, rank, world = total_steps(config, train), accelerator.process_index, accelerator.num_processes
+    raw = stage
+    if config.gradient_checkpointing:
+        raw.model.gradient_checkpointing_enable()  # type: ignore[operator]
+    raw.train()
+    optimizer = make_optimizer(
+        raw,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_eps,
+    )
+    stage, optimizer = accelerator.prepare(raw, optimizer)
+    parameters = [p for p in raw.parameters() if p.requires_grad]
+
+    checkpoints = Checkpoints(config.output_dir / "trainer_state", accelerator, keep=config.keep_checkpoints)
+    start, best, best_step, bad_steps = 0, math.inf, -1, 0
+    if config.resume and (found := checkpoints.load_latest()) is not None:
+        start, shared, _ = found
+        raw.load_state_dict(shared["stage"])
+        optimizer.load_state_dict(shared["optimizer"])
+        best, best_step = shared["best"], shared["best_step"]
+    metrics = Metrics(
+        accelerator, config.output_dir, steps, trackers=config.trackers, resume_step=start if config.resume else None
+    )
+    last_eval: dict[str, float] = {}
+    window: dict[str, Tensor] = {}
+
+    with StopSignal(accelerator) as stop:
+        for step in range(start, steps):
+            # 1. This rank's share of the step, and the one denominator of everybody's loss.
+            micro_batches = [b.to(accelerator.device) for b in train.micro_batches(step, rank, world)]
+            count = torch.stack([raw.units(b) for b in micro_batches]).sum()
+            units = reduce_sum(accelerator, {"units": count})["units"]
+
+            # 2. Forward and backward; gradients are averaged over ranks by DDP, hence `* world`.
+            seed_everything_for_step(config.seed, step, rank)
+            sums: dict[str, Tensor] = {"units": count}
+            for i, batch in enumerate(micro_batches):
+                with no_sync(accelerator, stage, enabled=i + 1 < len(micro_batches)):
+                    with accelerator.autocast():
+                        loss, stats = stage(batch)
+                    accelerator.backward(loss * (world / max(units, 1.0)))
+                _accumulate(sums, {"loss": loss.detach(), **stats})
+
+            # 3. One optimizer step, at the learning rate that `step` alone decides.
+            norm = clip_grad_norm(parameters, config.max_grad_norm)
+            factor = lr_at(
+                step,
+                steps,
+                warmup_steps=round(config.warmup_fraction * steps),
+                schedule=config.schedule,
+                final_fraction=config.final_lr_fraction,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * factor
+            if math.isfinite(norm):
+                optimizer.step()
+                bad_steps = 0
+            else:
+                bad_steps += 1
+                if bad_steps >= MAX_BAD_STEPS:
+                    raise InputError(
+                        "grad_norm", norm, f"for {bad_steps} steps in a row: lower --learning_rate or check the data"
+                    )
+            optimizer.zero_grad(set_to_none=True)
+
+            # 4. Report, evaluate, save.
+            _accumulate(window, sums)
+            done = step + 1
+            if done % config.log_every == 0 or done == steps:
+                totals = reduce_sum(accelerator, window)
+                means = {f"train/{k}": v / max(totals["units"], 1.0) for k, v in totals.items() if k != "units"}
+                metrics.log(done, {**means, "lr": config.learning_rate * factor, "grad_norm": norm}, units=totals["units"])
+                window = {}
+            evaluating = done == steps or (config.eval_every > 0 and done % config.eval_every == 0)
+            if eval_batches is not None and evaluating:
+                last_eval = evaluate(raw, eval_batches, accelerator)
+                metrics.log(done, last_eval)
+                if config.keep_best and last_eval["eval/loss"] < best:
+                    best, best_step = last_eval["eval/loss"], done
+                    save_model_dir(raw.model, tokenizer, config.output_dir, accelerator)
+            stopping = stop.requested()
+            if stopping or (config.save_every > 0 and done % config.save_every == 0 and done < steps):
+                state = {"stage": raw.state_dict(), "optimizer": optimizer.state_dict(), "best": best, "best_step": best_step}
+                checkpoints.save(done, shared=state, local={})
+            if stopping:
+                metrics.close()
+                raise KeyboardInterrupt(f"stopped at step {done}; --resume true goes on from here")
+
+    # 5. Leave the best weights, finished by the stage, as a model directory: the next stage's `--model`.
+    if best_step not in (-1, steps):
+        reload_weights(raw.model, config.output_dir)
+    if before_save is not None:
+        before_save()
+    save_model_dir(raw.model, tokenizer, config.output_dir, accelerator)
+    metrics.close()
+    return last_eval | {"best_step": float(best_step)}
+
+
+def _accumulate(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name, value in more.items():
+        sums[name] = sums[name] + value.detach() if name in sums else value.detach()

@@ -1,0 +1,425 @@
+"""LOOP TWO: learn from one's own samples. PPO, RLOO and what comes after are this loop with another advantage.
+
+Deviations from TRL 1.12's PPO, each with its test: the score lands on the EOS, which is trained; minibatches are
+optimizer steps; gradients are clipped (policy and critic each by its own norm); losses and metrics average valid
+tokens over all ranks; the critic is saved and a killed run resumes exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf_kit.batches import PromptBatch, Rollout
+from rlhf_kit.errors import InputError
+from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, shape_rewards
+from rlhf_kit.objectives.policy import clipped_surrogate, value_loss
+from rlhf_kit.rollout.experience import Sampler, by_length, collect, response_logprobs, response_values
+from rlhf_kit.rollout.scoring import Row, Scorer
+from rlhf_kit.training.algorithms import ALGORITHMS, Algorithm
+from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
+from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step, step_generator
+from rlhf_kit.training.metrics import Metrics
+from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer
+
+MAX_BAD_STEPS = 10  # consecutive non-finite gradients before the run is given up
+
+
+class Prompts(Protocol):
+    """Prompts as a function of the step (`rlhf_kit.data.batching.PromptBatches`)."""
+
+    def batch(self, step: int, rank: int, world: int) -> tuple[PromptBatch, list[Row]]:
+        """This rank's prompts at one step, padded, and the records they came from."""
+        ...
+
+
+@dataclass
+class OnlineConfig:
+    """How to learn from one's own samples. Defaults are PPO's in Huang et al. 2024 where they name one."""
+
+    output_dir: Path = Path("runs/ppo")  # where the policy, the critic, metrics and checkpoints go
+    seed: int = 0
+    algorithm: Literal["ppo", "rloo"] = "ppo"
+    total_steps: int = 100  # rollouts; each is followed by num_epochs * num_minibatches optimizer steps
+    batch_size: int = 64  # answers a rollout, over all devices
+    group_size: int = 1  # answers to the same prompt (RLOO needs at least 2)
+    micro_batch_size: int = 16  # answers a forward
+    num_epochs: int = 4  # passes over each rollout
+    num_minibatches: int = 1  # optimizer steps a pass
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    missing_eos_penalty: float = 1.0  # subtracted from the score of an answer that never stopped
+    kl_coef: float = 0.05  # beta: the price of a nat of distance from the reference
+    kl_target: float | None = None  # nats an answer; where given, beta adapts to hold it
+    kl_horizon: float = 10_000.0  # episodes over which the adaptive beta moves
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    cliprange: float = 0.2
+    cliprange_value: float = 0.2
+    vf_coef: float = 0.1
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_rewards: bool = False
+    learning_rate: float = 3e-6
+    critic_learning_rate: float | None = None  # None: learning_rate
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = "linear"
+    warmup_fraction: float = 0.0
+    final_lr_fraction: float = 0.0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-5
+    max_grad_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 1
+    save_every: int = 50  # steps between checkpoints; 0: none
+    keep_checkpoints: int = 2
+    resume: bool = False
+    trackers: tuple[str, ...] = ()
+
+
+class Learner(nn.Module):
+    """Policy and critic as one module, so that one `prepare` wraps both; its forward is the loss of a micro-batch."""
+
+    def __init__(self, policy: nn.Module, critic: nn.Module | None, algorithm: Algorithm, config: OnlineConfig) -> None:
+        super().__init__()
+        self.policy, self.critic, self.algorithm, self.config = policy, critic, algorithm, config
+
+    def forward(
+        self, part: Rollout, advantages: Tensor, returns: Tensor, units: float, tokens: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch as its share of the global minibatch, and statistics as sums.
+
+        Args:
+            advantages, returns: (B, R) float, 0 where `part.response_mask` is False.
+            units: terms of the policy loss (tokens or answers) in the whole minibatch, over all ranks.
+            tokens: valid tokens in the whole minibatch, over all ranks.
+        """
+        config, mask = self.config, part.response_mask
+        logprobs, entropy = response_logprobs(self.policy, part, temperature=config.temperature)
+        policy_sum, stats = clipped_surrogate(
+            logprobs, part.old_logprobs, advantages, mask, cliprange=config.cliprange, level=self.algorithm.ratio
+        )
+        loss = policy_sum / units
+        stats |= {"policy_loss": policy_sum.detach(), "entropy": (entropy.detach() * mask).sum()}
+        if self.critic is not None:
+            values = response_values(self.critic, part)
+            value_sum, value_stats = value_loss(values, part.values, returns, mask, cliprange_value=config.cliprange_value)
+            loss = loss + config.vf_coef * value_sum / tokens
+            stats |= {"value_loss": value_sum.detach(), "value_clipfrac": value_stats["clipfrac"]}
+        return loss, stats
+
+
+def online(
+    policy: Any,
+    prompts: Prompts,
+    scorer: Scorer,
+    config: OnlineConfig,
+    accelerator: Accelerator,
+    *,
+    tokenizer: Any,
+    eos_ids: tuple[int, ...],
+    reference: nn.Module | None,
+    critic: nn.Module | None = None,
+    monitor: Scorer | None = None,
+    critic_tokenizer: Any = None,
+    on_step: Callable[[int, Rollout, dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+    """Improve `policy` against `scorer`; leave it in `config.output_dir`, and the critic in `output_dir/critic`.
+
+    Args:
+        reference: the policy to stay near; None for a LoRA policy, whose base it then is.
+        critic: a scalar-head model, for algorithms that learn values.
+        monitor: a second scorer that is watched (`eval/gold_score`) and never trained on.
+        on_step: called after each step with the rollout, for those who want to look.
+    Returns:
+        The last step's metrics.
+    Raises:
+        InputError: a setting that does not fit the algorithm, or training that diverged.
+    """
+    algorithm = ALGORITHMS[config.algorithm]
+    check_online_config(config, algorithm, critic, accelerator.num_processes)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    sampler = Sampler(config.max_new_tokens, eos_ids, int(tokenizer.pad_token_id), config.temperature)
+
+    raw = Learner(policy, critic, algorithm, config)
+    raw.eval()  # no dropout anywhere in RL: two forwards of the same tokens must agree
+    optimizer = make_optimizer(
+        raw,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_eps,
+    )
+    rates = split_rates(optimizer, critic, config)
+    learner, optimizer = accelerator.prepare(raw, optimizer)
+    if reference is not None:
+        reference = reference.to(accelerator.device).eval().requires_grad_(False)
+    kl = FixedKL(config.kl_coef) if config.kl_target is None else AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+
+    checkpoints = Checkpoints(config.output_dir / "trainer_state", accelerator, keep=config.keep_checkpoints)
+    start, optimizer_steps = 0, 0
+    if config.resume and (found := checkpoints.load_latest()) is not None:
+        start, shared, _ = found
+        raw.load_state_dict(shared["learner"])
+        optimizer.load_state_dict(shared["optimizer"])
+        kl.load_state_dict(shared["kl"])
+        optimizer_steps = shared["optimizer_steps"]
+    metrics = Metrics(
+        accelerator, config.output_dir, config.total_steps, trackers=config.trackers, resume_step=start if config.resume else None
+    )
+    reduce = tensor_reducer(accelerator)
+    stats: dict[str, float] = {}
+
+    with StopSignal(accelerator) as stop:
+        for step in range(start, config.total_steps):
+            # 1. Sample answers, and price them under the policy, the reference and the critic.
+            batch, rows = prompts.batch(step, rank, world)
+            generator = step_generator(config.seed, step, rank, "sample", accelerator.device)
+            with accelerator.autocast():
+                rollout, entropy = collect(
+                    policy,
+                    reference,
+                    critic,
+                    batch.to(accelerator.device),
+                    sampler,
+                    micro_batch_size=config.micro_batch_size,
+                    generator=generator,
+                )
+                # 2. Judge them; an answer that never stopped pays for it.
+                rollout.scores = scorer(rollout, rows) - config.missing_eos_penalty * (~rollout.ended)
+                gold = monitor(rollout, rows) if monitor is not None else None
+            rewards, non_score = shape_rewards(
+                rollout.scores,
+                rollout.old_logprobs,
+                rollout.ref_logprobs,
+                rollout.response_mask,
+                kl_coef=kl.coef,
+                estimator=config.kl_estimator,
+            )
+
+            # 3. Credit each token.
+            advantages, returns = algorithm.advantages(rollout, rewards, config, reduce)
+
+            # 4. Several passes over the same answers, clipped so that none strays too far.
+            seed_everything_for_step(config.seed, step, rank)
+            factor = lr_at(
+                step,
+                config.total_steps,
+                warmup_steps=round(config.warmup_fraction * config.total_steps),
+                schedule=config.schedule,
+                final_fraction=config.final_lr_fraction,
+            )
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * factor
+            updated = update(learner, raw, rollout, advantages, returns, optimizer, accelerator, step)
+            optimizer_steps += int(updated.pop("optimizer_steps"))
+
+            # 5. Report, adapt, save.
+            stats = rollout_stats(rollout, returns, non_score, entropy, gold, accelerator) | updated
+            done = step + 1
+            stats |= {
+                "objective/kl_coef": kl.coef,
+                "lr": config.learning_rate * factor,
+                "episode": float(done * config.batch_size),
+                "val/optimizer_steps": float(optimizer_steps),
+            }
+            kl.update(stats["objective/kl"], config.batch_size)
+            if done % config.log_every == 0 or done == config.total_steps:
+                metrics.log(done, stats, units=stats.pop("units"))
+            if on_step is not None:
+                on_step(done, rollout, stats)
+            stopping = stop.requested()
+            if stopping or (config.save_every > 0 and done % config.save_every == 0 and done < config.total_steps):
+                state = {
+                    "learner": raw.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "kl": kl.state_dict(),
+                    "optimizer_steps": optimizer_steps,
+                }
+                checkpoints.save(done, shared=state, local={})
+            if stopping:
+                metrics.close()
+                raise KeyboardInterrupt(f"stopped at step {done}; --resume true goes on from here")
+
+    save_model_dir(policy, tokenizer, config.output_dir, accelerator)
+    if critic is not None:
+        save_model_dir(critic, critic_tokenizer or tokenizer, config.output_dir / "critic", accelerator)
+    metrics.close()
+    return stats
+
+
+def update(
+    learner: nn.Module,
+    raw: Learner,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    optimizer: Any,
+    accelerator: Accelerator,
+    step: int,
+) -> dict[str, float]:
+    """`num_epochs * num_minibatches` optimizer steps on one rollout.
+
+    Every answer is used once an epoch; minibatches differ by epoch and are a function of (seed, step, rank, epoch).
+
+    Returns:
+        Averages over all valid tokens of all passes, under TRL's names, with `optimizer_steps`.
+    Raises:
+        InputError: `MAX_BAD_STEPS` non-finite gradients in a row.
+    """
+    config = raw.config
+    policy_parameters = [p for p in raw.policy.parameters() if p.requires_grad]
+    critic_parameters = [] if raw.critic is None else [p for p in raw.critic.parameters() if p.requires_grad]
+    sums: dict[str, float] = {}
+    norms, taken, bad = [], 0, 0
+    for epoch in range(config.num_epochs):
+        generator = step_generator(config.seed, step, accelerator.process_index, f"minibatch-{epoch}", "cpu")
+        order = torch.randperm(len(rollout.response_ids), generator=generator).to(advantages.device)
+        for minibatch in order.tensor_split(config.num_minibatches):
+            part = rollout.rows(minibatch)
+            count = {"tokens": part.response_mask.sum(), "sequences": torch.tensor(len(minibatch), device=advantages.device)}
+            total = reduce_sum(accelerator, count)
+            units = total["tokens" if raw.algorithm.ratio == "token" else "sequences"]
+            micro_batches = by_length(part, config.micro_batch_size)
+            for i, micro in enumerate(micro_batches):
+                rows = minibatch[micro]
+                with no_sync(accelerator, learner, enabled=i + 1 < len(micro_batches)):
+                    with accelerator.autocast():
+                        loss, stats = learner(
+                            part.rows(micro),
+                            advantages[rows],
+                            returns[rows],
+                            units / accelerator.num_processes,
+                            total["tokens"] / accelerator.num_processes,
+                        )
+                    accelerator.backward(loss)
+                for name, value in stats.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            sums["tokens"] = sums.get("tokens", 0.0) + float(count["tokens"])
+            sums["terms"] = sums.get("terms", 0.0) + float(count["tokens" if raw.algorithm.ratio == "token" else "sequences"])
+            norm = clip_grad_norm(policy_parameters, config.max_grad_norm)
+            critic_norm = clip_grad_norm(critic_parameters, config.max_grad_norm) if critic_parameters else 0.0
+            if math.isfinite(norm) and math.isfinite(critic_norm):
+                optimizer.step()
+                taken, bad = taken + 1, 0
+                norms.append(norm)
+            else:
+                bad += 1
+                if bad >= MAX_BAD_STEPS:
+                    raise InputError("grad_norm", norm, f"for {bad} steps in a row: lower --learning_rate")
+            optimizer.zero_grad(set_to_none=True)
+    totals = reduce_sum(accelerator, {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()})
+    terms, tokens = totals["terms"], totals["tokens"]
+    ratio = totals["ratio"] / terms
+    result = {
+        "loss/policy_avg": totals["policy_loss"] / terms,
+        "policy/approxkl_avg": totals["approxkl"] / terms,
+        "policy/clipfrac_avg": totals["clipfrac"] / terms,
+        "policy/entropy_avg": totals["entropy"] / tokens,
+        "val/ratio": ratio,
+        "val/ratio_var": max(totals["ratio_sq"] / terms - ratio**2, 0.0),
+        "grad_norm": sum(norms) / max(len(norms), 1),
+        "optimizer_steps": float(taken),
+    }
+    if raw.critic is not None:
+        result |= {"loss/value_avg": totals["value_loss"] / tokens, "val/clipfrac_avg": totals["value_clipfrac"] / tokens}
+    return result
+
+
+def rollout_stats(
+    rollout: Rollout, returns: Tensor, non_score: Tensor, entropy: Tensor, gold: Tensor | None, accelerator: Accelerator
+) -> dict[str, float]:
+    """What a rollout looks like, averaged over all ranks: means over answers, or over valid tokens where said."""
+    mask = rollout.response_mask
+    assert rollout.old_logprobs is not None
+    assert rollout.ref_logprobs is not None
+    assert rollout.scores is not None
+    log_ratio = (rollout.old_logprobs - rollout.ref_logprobs) * mask
+    error = (returns - rollout.values) * mask if rollout.values is not None else torch.zeros_like(returns)
+    gap = ((rollout.sampler_logprobs - rollout.old_logprobs).abs() * mask).sum()
+    sums = {
+        "answers": torch.tensor(len(mask), device=mask.device),
+        "tokens": mask.sum(),
+        "kl": log_ratio.sum(),
+        "entropy": -(rollout.old_logprobs * mask).sum(),
+        "token_entropy": (entropy * mask).sum(),
+        "non_score": non_score.sum(),
+        "scores": rollout.scores.sum(),
+        "ended": rollout.ended.sum(),
+        "gap": gap,
+        "returns": returns.sum(),
+        "returns_sq": returns.square().sum(),
+        "error": error.sum(),
+        "error_sq": error.square().sum(),
+    }
+    if gold is not None:
+        sums["gold"] = gold.sum()
+    total = reduce_sum(accelerator, sums)
+    answers, tokens = total["answers"], total["tokens"]
+    variance = total["returns_sq"] / tokens - (total["returns"] / tokens) ** 2
+    residual = total["error_sq"] / tokens - (total["error"] / tokens) ** 2
+    stats = {
+        "objective/kl": total["kl"] / answers,
+        "objective/entropy": total["entropy"] / answers,
+        "objective/non_score_reward": total["non_score"] / answers,
+        "objective/scores": total["scores"] / answers,
+        "objective/rlhf_reward": (total["scores"] + total["non_score"]) / answers,
+        "val/num_eos_tokens": total["ended"],
+        "val/sampler_logprob_gap": total["gap"] / tokens,
+        "response/length": tokens / answers,
+        "response/eos_rate": total["ended"] / answers,
+        "units": tokens,
+    }
+    if rollout.values is not None and bool((rollout.values != 0).any()):
+        stats["val/explained_variance"] = 1.0 - residual / max(variance, 1e-8)
+    if gold is not None:
+        stats["eval/gold_score"] = total["gold"] / answers
+    return stats
+
+
+def split_rates(optimizer: Any, critic: nn.Module | None, config: OnlineConfig) -> list[float]:
+    """Give the critic's parameters groups of their own, and return the peak learning rate of every group, in order."""
+    if critic is None:
+        return [config.learning_rate] * len(optimizer.param_groups)
+    ours = {id(p) for p in critic.parameters()}
+    groups, rates = [], []
+    for group in optimizer.param_groups:
+        for of_critic in (False, True):
+            members = [p for p in group["params"] if (id(p) in ours) == of_critic]
+            if members:
+                groups.append({**group, "params": members})
+                rates.append((config.critic_learning_rate or config.learning_rate) if of_critic else config.learning_rate)
+    optimizer.param_groups[:] = groups
+    return rates
+
+
+def tensor_reducer(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
+    """A sum over ranks for small tensors, as the objectives ask for it."""
+    if accelerator.num_processes == 1:
+        return lambda tensor: tensor
+    return lambda tensor: accelerator.reduce(tensor, reduction="sum")  # type: ignore[no-any-return]
+
+
+def check_online_config(config: OnlineConfig, algorithm: Algorithm, critic: nn.Module | None, world: int) -> None:
+    """Refuse by name what cannot work."""
+    if algorithm.critic and critic is None:
+        raise InputError("critic", None, f"expected a scalar-head model: --algorithm {config.algorithm} learns values")
+    if config.algorithm == "rloo" and config.group_size < 2:
+        raise InputError("--group_size", config.group_size, "expected at least 2: RLOO compares answers to the same prompt")
+    if config.batch_size % (world * config.group_size):
+        raise InputError(
+            "--batch_size", config.batch_size, f"expected a multiple of group_size * processes = {config.group_size * world}"
+        )
+    if config.num_minibatches > config.batch_size // world:
+        raise InputError(
+            "--num_minibatches", config.num_minibatches, f"expected at most the {config.batch_size // world} answers of a process"
+        )
+    if config.temperature <= 0:
+        raise InputError("--temperature", config.temperature, "expected a positive number: RL needs samples, not the argmax")

@@ -1,0 +1,88 @@
+"""What a stage adds to `fit`: which loss a batch has, and how many units it counts.
+
+A stage is a module round the model, so that `accelerate` wraps model and loss as one (DDP must see the forward that
+makes the loss). It returns sums over its units (trained tokens, pairs); `fit` divides by the count of the whole
+optimizer step, over all ranks and micro-batches, which is what makes 1x8 and 2x4 the same gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlhf_kit.batches import IGNORE, LMBatch, PreferenceBatch
+from rlhf_kit.models.access import hidden_states, output_head, scalar_scores
+from rlhf_kit.objectives.language_model import language_model_loss
+from rlhf_kit.objectives.reward_model import pairwise_loss
+
+Stats = dict[str, Tensor]
+
+
+class Stage(nn.Module):
+    """A model and its objective. Subclasses say what a unit is and what the loss over a batch sums to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def units(self, batch: Any) -> Tensor:
+        """() long: how many terms the batch's loss is a sum of; 0 for a batch that only keeps the ranks in step."""
+        raise TypeError("a stage defines units(batch)")
+
+    def forward(self, batch: Any) -> tuple[Tensor, Stats]:
+        """`(loss summed over units, statistics summed over units)`."""
+        raise TypeError("a stage defines forward(batch)")
+
+
+class LanguageModelling(Stage):
+    """Next-token prediction on the labels that are not IGNORE: pretraining and SFT. The unit is a trained token."""
+
+    def units(self, batch: LMBatch) -> Tensor:
+        """Trained tokens: the first label of a row has no position that predicts it."""
+        return (batch.labels[:, 1:] != IGNORE).sum()
+
+    def forward(self, batch: LMBatch) -> tuple[Tensor, Stats]:
+        """Summed cross-entropy in nats."""
+        states = hidden_states(self.model, batch.input_ids, batch.attention_mask, batch.position_ids)
+        weight, bias = output_head(self.model)
+        loss, _ = language_model_loss(states, weight, batch.labels, bias)
+        return loss, {}
+
+
+class RewardModelling(Stage):
+    """Bradley-Terry on pairs (`objectives.reward_model`). The unit is a pair."""
+
+    def __init__(self, model: nn.Module, *, center_coef: float = 0.0, label_smoothing: float = 0.0) -> None:
+        super().__init__(model)
+        self.center_coef, self.label_smoothing = center_coef, label_smoothing
+
+    def units(self, batch: PreferenceBatch) -> Tensor:
+        """Pairs that hold any token."""
+        return batch.chosen_mask.any(1).sum()
+
+    def forward(self, batch: PreferenceBatch) -> tuple[Tensor, Stats]:
+        """Summed pairwise loss; statistics `accuracy` (ties count half), `margin`, `chosen`, `rejected`."""
+        # Both sides in one forward: one pass over the weights, and one synchronisation under DDP.
+        width = max(batch.chosen_ids.shape[1], batch.rejected_ids.shape[1])
+        ids = torch.cat([F.pad(x, (0, width - x.shape[1])) for x in (batch.chosen_ids, batch.rejected_ids)])
+        mask = torch.cat([F.pad(x, (0, width - x.shape[1])) for x in (batch.chosen_mask, batch.rejected_mask)])
+        real = mask.any(1)
+        mask[:, 0] |= ~real  # an empty row reads its first pad, and is dropped from the loss below
+        chosen, rejected = scalar_scores(self.model, ids, mask).chunk(2)
+        keep = real.chunk(2)[0]
+        margin = None if batch.margin is None else batch.margin[keep]
+        loss, _ = pairwise_loss(
+            chosen[keep], rejected[keep], margin, center_coef=self.center_coef, label_smoothing=self.label_smoothing
+        )
+        loss = loss + 0.0 * chosen.sum()  # so that an all-empty micro-batch still reaches every parameter
+        wins, losses = chosen[keep], rejected[keep]
+        stats = {
+            "accuracy": (wins > losses).float().sum() + 0.5 * (wins == losses).float().sum(),
+            "margin": (wins - losses).sum(),
+            "chosen": wins.sum(),
+            "rejected": losses.sum(),
+        }
+        return loss, {name: value.detach() for name, value in stats.items()}
