@@ -147,6 +147,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
     difference: the chat up to an answer, with the generation prompt, must be a prefix of the chat with the answer, in
     tokens; what follows up to the last eos is the answer. Without a template the messages are joined as plain text:
     `bos`, each message of the others followed by a newline unless it ends in white space, each answer by `eos`.
+    A chat that ends with an answer ends with its stop token: what a template adds behind (a newline) is cut, so that
+    reward models read their score where generation stops.
 
     Returns:
         ids and mask, of equal length.
@@ -157,9 +159,12 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
     _refuse_control_tokens(tokenizer, messages)
     if not tokenizer.chat_template:
         return _plain(tokenizer, messages)
-    if _marks_generation(str(tokenizer.chat_template)) and tokenizer.is_fast:
-        return _by_marker(tokenizer, messages)
-    return _by_difference(tokenizer, messages)
+    marked = _marks_generation(str(tokenizer.chat_template)) and tokenizer.is_fast
+    ids, mask = (_by_marker if marked else _by_difference)(tokenizer, messages)
+    last = len(mask) - 1 - mask[::-1].index(True) if True in mask else -1
+    if messages[-1]["role"] == "assistant" and last >= 0 and ids[last] == tokenizer.eos_token_id:
+        return ids[: last + 1], mask[: last + 1]
+    return ids, mask
 
 
 def _by_marker(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
