@@ -105,15 +105,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 @torch.no_grad()
-def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -> float:
     """Scale all gradients so that their joint L2 norm is at most `max_norm` (None: leave them). Returns the norm from before.
 
     The norm is the same number on every rank, also where parameters are sharded over one or several device meshes, so a NaN
-    anywhere is a NaN everywhere and all ranks decide alike to skip the step (`torch.isfinite(norm)` is the loop's business).
+    anywhere is a NaN everywhere and all ranks decide alike to skip the step (`math.isfinite(norm)` is the loop's business).
     """
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
     if not with_grad:
-        return torch.zeros(())
+        return 0.0
     by_mesh: dict[object, list[nn.Parameter]] = {}
     for parameter in with_grad:
         by_mesh.setdefault(_mesh(parameter), []).append(parameter)
@@ -123,7 +123,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     if max_norm is not None:
         for group in by_mesh.values():
             nn.utils.clip_grads_with_norm_(group, max_norm, total)
-    return total
+    return float(total)
 
 
 def _mesh(parameter: Tensor) -> object:
