@@ -1,0 +1,368 @@
+"""Batches as a pure function of (seed, epoch, step, rank, world): no loader, no state, nothing to save or to resume.
+
+Steps count from 0 over the whole run; `epoch = step // steps_per_epoch`. What a step holds is decided for all ranks
+together, then dealt out, so it does not depend on how many there are, and every rank gets the same number of
+micro-batches. Where the data do not suffice for that, a rank gets a batch that counts for nothing: labels all IGNORE
+(LMBatch), masks all False (PreferenceBatch). The last step of an epoch may be smaller than `batch_size`; nothing is
+dropped unless `drop_last`.
+
+Padding costs as much as data, so examples meet others of their length: the shuffled epoch is cut into stretches of
+at most `BUCKET_STEPS` steps, each stretch is sorted by length and cut into steps, and the steps are shuffled.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from rlhf_kit.batches import IGNORE, LMBatch, PreferenceBatch, PromptBatch
+from rlhf_kit.data.packing import Example, best_fit_decreasing, pack_rows
+from rlhf_kit.data.records import PreferenceExample, PromptExample, Record
+from rlhf_kit.data.shards import TokenShards
+from rlhf_kit.errors import InputError
+
+BUCKET_STEPS = 16
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class _Epochs:
+    """Which examples stand in which step: indices into the data, whatever they are.
+
+    Args:
+        lengths: (N,) of the examples where steps should hold similar ones, or their number N.
+    """
+
+    def __init__(self, lengths: np.ndarray | int, batch_size: int, seed: int, drop_last: bool) -> None:
+        self.lengths = None if isinstance(lengths, int) else lengths
+        self.count = lengths if isinstance(lengths, int) else len(lengths)
+        _positive(batch_size=batch_size)
+        if not self.count or (drop_last and self.count < batch_size):
+            raise InputError("examples", self.count, f"expected at least {batch_size if drop_last else 1}: give more data")
+        self.batch_size, self.seed = batch_size, seed
+        self.steps = self.count // batch_size if drop_last else -(-self.count // batch_size)
+        self._epoch = -1
+        self._order: list[np.ndarray] = []
+
+    def members(self, step: int) -> np.ndarray:
+        """(n,) indices of the examples of a step, n <= batch_size; sorted by length where lengths were given."""
+        if step < 0:
+            raise ValueError(f"step is {step}, expected 0 or more")
+        epoch, at = divmod(step, self.steps)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return self._order[at]
+
+    def _shuffled(self, epoch: int) -> list[np.ndarray]:
+        order = _permutation(self.count, self.seed, epoch)[: self.steps * self.batch_size]
+        if self.lengths is None:
+            return np.split(order, range(self.batch_size, len(order), self.batch_size))
+        steps: list[np.ndarray] = []
+        # At least four stretches an epoch, else a small dataset would make the same batches every time.
+        stretch = self.batch_size * min(BUCKET_STEPS, max(1, self.steps // 4))
+        for begin in range(0, len(order), stretch):
+            part = order[begin : begin + stretch]
+            part = part[np.argsort(self.lengths[part], kind="stable")]
+            # The odd few of the last stretch stand first, so that no step is long for want of companions.
+            first = len(part) % self.batch_size or self.batch_size
+            steps += np.split(part, range(first, len(part), self.batch_size))
+        shuffle = np.random.default_rng([self.seed, epoch, 1])
+        return [steps[i] for i in shuffle.permutation(len(steps))]
+
+
+def _deal(members: np.ndarray, size: int, rank: int, world: int) -> list[np.ndarray]:
+    """This rank's micro-batches of at most `size` rows: neighbours together, the same number on every rank."""
+    each = -(-len(members) // (size * world))
+    return np.array_split(members, each * world)[rank::world]
+
+
+def _deal_by_tokens(members: np.ndarray, lengths: np.ndarray, limit: int, rank: int, world: int) -> list[np.ndarray]:
+    """Like `_deal`, for micro-batches of at most `limit` padded tokens (one row where that alone is longer)."""
+    longest_first = members[::-1]
+    groups: list[np.ndarray] = []
+    begin = 0
+    while begin < len(longest_first):
+        rows = max(1, limit // int(lengths[longest_first[begin]]))
+        groups.append(longest_first[begin : begin + rows])
+        begin += rows
+    while len(groups) % world:  # halve the groups of most rows until all ranks have as many
+        i = max(range(len(groups)), key=lambda g: len(groups[g]))
+        groups[i : i + 1] = np.array_split(groups[i], 2)
+    return groups[rank::world]
+
+
+class _Flat:
+    """Many integer rows as one array, gathered into right- or left-padded matrices without a loop over rows."""
+
+    def __init__(self, rows: Sequence[np.ndarray]) -> None:
+        self.lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]) if len(rows) else np.zeros(0, dtype=np.int64)
+        self.values = np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int32)
+
+    def gather(self, index: np.ndarray, fill: int, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(values (B, T) long, mask (B, T) bool)`, T the longest of the rows."""
+        lengths = self.lengths[index]
+        width = int(lengths.max())
+        column = np.arange(width)[None] - (width - lengths[:, None] if left else 0)
+        mask = (column >= 0) & (column < lengths[:, None])
+        at = np.where(mask, self.starts[index][:, None] + column, 0)
+        values = np.where(mask, self.values[at], fill).astype(np.int64)
+        return torch.from_numpy(values), torch.from_numpy(mask)
+
+
+class TokenBatches:
+    """Pretraining: rows of contiguous tokens from shards, each token but a shard's first a target once an epoch.
+
+    A row holds `sequence_length` tokens and so predicts one fewer; the next row begins with the last token of this
+    one. A shard's last row is padded (its labels IGNORE).
+
+    Args:
+        shards: the corpus.
+        sequence_length: T, tokens a row.
+        batch_size: rows an optimizer step, over all ranks.
+        micro_batch_size: rows a forward.
+        seed: of the order of rows.
+        separate_documents: no attention across documents, by position_ids that restart; a micro-batch in which no
+            document begins goes without, the fast path. False: rows are plain text, the next bos a target like any.
+        drop_last: drop the smaller last step of an epoch.
+    """
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        sequence_length: int,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        *,
+        separate_documents: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        _positive(micro_batch_size=micro_batch_size)
+        if sequence_length < 2:
+            raise InputError("sequence_length", sequence_length, "expected 2 or more: a row predicts its next tokens")
+        self.shards, self.sequence_length, self.micro_batch_size = shards, sequence_length, micro_batch_size
+        self.separate_documents = separate_documents
+        rows = [max(0, -(-(len(tokens) - 1) // (sequence_length - 1))) for tokens in shards.tokens]
+        self._ends = np.cumsum(rows)
+        self._epochs = _Epochs(int(self._ends[-1]), batch_size, seed, drop_last)
+        self.steps_per_epoch = self._epochs.steps
+
+    def micro_batches(self, step: int, rank: int, world: int) -> list[LMBatch]:
+        """(B, T) rows of one rank at one step, without attention_mask."""
+        _check_rank(rank, world)
+        return [self._rows(rows) for rows in _deal(self._epochs.members(step), self.micro_batch_size, rank, world)]
+
+    def _rows(self, rows: np.ndarray) -> LMBatch:
+        width = self.sequence_length
+        if not len(rows):
+            return _nothing(0)
+        input_ids = np.zeros((len(rows), width), dtype=np.int64)
+        labels = np.full((len(rows), width), IGNORE, dtype=np.int64)
+        begins = np.zeros((len(rows), width), dtype=bool)  # where a document begins inside the row
+        for i, row in enumerate(rows.tolist()):
+            shard = int(np.searchsorted(self._ends, row, side="right"))
+            begin = (row - int(self._ends[shard - 1] if shard else 0)) * (width - 1)
+            tokens = self.shards.tokens[shard][begin : begin + width]
+            input_ids[i, : len(tokens)] = labels[i, : len(tokens)] = tokens
+            if self.separate_documents:
+                starts = self.shards.starts[shard]
+                first, last = np.searchsorted(starts, [begin + 1, begin + len(tokens)])
+                begins[i, starts[first:last] - begin] = True
+        labels[begins] = IGNORE  # the token before belongs to another document
+        batch = LMBatch(input_ids=torch.from_numpy(input_ids), labels=torch.from_numpy(labels))
+        if begins.any():
+            column = np.arange(width)
+            batch.position_ids = torch.from_numpy(column - np.maximum.accumulate(np.where(begins, column, 0), axis=1))
+        return batch
+
+
+class ExampleBatches:
+    """SFT: examples of different lengths, padded on the right to the longest of their micro-batch, or packed.
+
+    Args:
+        examples: `(ids, labels)` arrays, from `records.sft_examples`.
+        batch_size: examples an optimizer step, over all ranks.
+        micro_batch_size: rows a forward at most.
+        seed: of the order of examples.
+        pad_id: what stands where nothing is.
+        max_tokens_per_micro_batch: instead of `micro_batch_size`, rows times longest row at most; an example that is
+            longer alone stands alone.
+        packed_length: pack the examples of a step into rows of so many tokens (best fit), `micro_batch_size` rows a
+            forward; no attention across examples. Lengths are then mixed, not bucketed: mixed ones pack better.
+        drop_last: drop the smaller last step of an epoch.
+    Raises:
+        InputError: no examples, both or neither kind of micro-batch, an example longer than `packed_length`.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        pad_id: int = 0,
+        *,
+        max_tokens_per_micro_batch: int | None = None,
+        packed_length: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        if (micro_batch_size is None) == (max_tokens_per_micro_batch is None):
+            raise InputError("micro_batch_size", micro_batch_size, "expected either it or max_tokens_per_micro_batch")
+        if packed_length is not None and micro_batch_size is None:
+            raise InputError("packed_length", packed_length, "expected with micro_batch_size, which then counts packed rows")
+        self.examples, self.pad_id, self.packed_length = examples, pad_id, packed_length
+        self.micro_batch_size, self.max_tokens = micro_batch_size, max_tokens_per_micro_batch
+        _positive(micro_batch_size=micro_batch_size, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
+        self._ids, self._labels = (_Flat([example[i] for example in examples]) for i in (0, 1))
+        lengths = self._ids.lengths
+        if packed_length is not None and len(examples) and lengths.max() > packed_length:
+            raise InputError("packed_length", packed_length, f"expected at least {lengths.max()}, the longest example: truncate")
+        self._epochs = _Epochs(lengths if packed_length is None else len(lengths), batch_size, seed, drop_last)
+        self.steps_per_epoch = self._epochs.steps
+
+    def micro_batches(self, step: int, rank: int, world: int) -> list[LMBatch]:
+        """(B, T) batches of one rank at one step: with attention_mask, or packed with position_ids."""
+        _check_rank(rank, world)
+        members = self._epochs.members(step)
+        if self.packed_length is not None:
+            return self._packed(members, self.packed_length, rank, world)
+        if self.max_tokens is not None:
+            groups = _deal_by_tokens(members, self._ids.lengths, self.max_tokens, rank, world)
+        else:
+            groups = _deal(members, self.micro_batch_size or 1, rank, world)
+        return [self._padded(group) for group in groups]
+
+    def _padded(self, group: np.ndarray) -> LMBatch:
+        if not len(group):
+            return _nothing(self.pad_id, masked=True)
+        input_ids, mask = self._ids.gather(group, self.pad_id)
+        return LMBatch(input_ids=input_ids, labels=self._labels.gather(group, IGNORE)[0], attention_mask=mask)
+
+    def _packed(self, members: np.ndarray, width: int, rank: int, world: int) -> list[LMBatch]:
+        rows = [members[row] for row in best_fit_decreasing(self._ids.lengths[members], width)]
+        dealt = _deal(np.arange(len(rows)), self.micro_batch_size or 1, rank, world)
+        batches = []
+        for group in dealt:
+            if not len(group):
+                batches.append(_nothing(self.pad_id))
+                continue
+            chosen = [rows[r].tolist() for r in group]
+            longest = max(int(self._ids.lengths[row].sum()) for row in chosen)
+            batches.append(pack_rows(self.examples, chosen, longest, self.pad_id))
+        return batches
+
+
+class PreferenceBatches:
+    """Pairs of answers, each side padded on the right to its longest; similar lengths together.
+
+    A rank left without pairs gets one row whose masks are all False: it counts for nothing.
+
+    Args:
+        examples: from `records.preference_examples`. Where any has a margin, those without have 0.
+        batch_size: pairs an optimizer step, over all ranks.
+        micro_batch_size: pairs a forward at most.
+        seed: of the order of pairs.
+        pad_id: what stands where nothing is.
+        drop_last: drop the smaller last step of an epoch.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[PreferenceExample],
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        pad_id: int,
+        *,
+        drop_last: bool = False,
+    ) -> None:
+        _positive(micro_batch_size=micro_batch_size)
+        self.micro_batch_size, self.pad_id = micro_batch_size, pad_id
+        self._chosen, self._rejected = _Flat([e.chosen for e in examples]), _Flat([e.rejected for e in examples])
+        margins = [e.margin for e in examples]
+        self._margins = None if all(m is None for m in margins) else torch.tensor([m or 0.0 for m in margins])
+        self._epochs = _Epochs(np.maximum(self._chosen.lengths, self._rejected.lengths), batch_size, seed, drop_last)
+        self.steps_per_epoch = self._epochs.steps
+
+    def micro_batches(self, step: int, rank: int, world: int) -> list[PreferenceBatch]:
+        """The pairs of one rank at one step."""
+        _check_rank(rank, world)
+        return [self._pairs(group) for group in _deal(self._epochs.members(step), self.micro_batch_size, rank, world)]
+
+    def _pairs(self, group: np.ndarray) -> PreferenceBatch:
+        index = group if len(group) else np.zeros(1, dtype=np.int64)
+        sides = [side.gather(index, self.pad_id) for side in (self._chosen, self._rejected)]
+        if not len(group):
+            sides = [(torch.full((1, 1), self.pad_id), torch.zeros(1, 1, dtype=torch.bool)) for _ in sides]
+        margin = None if self._margins is None else self._margins[torch.from_numpy(index)] * float(len(group) > 0)
+        return PreferenceBatch(*sides[0], *sides[1], margin=margin)
+
+
+class PromptBatches:
+    """Prompts for online RL: an endless stream, one shuffled epoch after the other, the same number at every step.
+
+    Args:
+        examples: from `records.prompt_examples`.
+        batch_size: answers a step, over all ranks: `batch_size / group_size` prompts.
+        seed: of the order of prompts.
+        pad_id: what stands before a shorter prompt.
+        group_size: answers to each prompt, side by side on one rank.
+    Raises:
+        InputError: no prompts; sizes that do not divide.
+    """
+
+    def __init__(
+        self, examples: Sequence[PromptExample], batch_size: int, seed: int, pad_id: int, *, group_size: int = 1
+    ) -> None:
+        _positive(batch_size=batch_size, group_size=group_size)
+        if not examples:
+            raise InputError("examples", 0, "expected at least 1: give more prompts")
+        if batch_size % group_size:
+            raise InputError("batch_size", batch_size, f"expected a multiple of group_size, {group_size}: it counts answers")
+        self.prompts_per_step, self.group_size, self.pad_id = batch_size // group_size, group_size, pad_id
+        self._rows: list[Record] = [e.row for e in examples]
+        self._ids = _Flat([e.ids for e in examples])
+        self.seed = seed
+        self.steps_per_epoch = -(-len(examples) // self.prompts_per_step)
+
+    def batch(self, step: int, rank: int, world: int) -> tuple[PromptBatch, list[Record]]:
+        """`(prompts (B, Q), their records)`, B = batch_size / world; group_ids are unique over the step's ranks."""
+        _check_rank(rank, world)
+        if self.prompts_per_step % world:
+            raise InputError("batch_size", self.prompts_per_step * self.group_size, f"expected prompts for {world} ranks alike")
+        begin = step * self.prompts_per_step
+        epochs, at = np.divmod(np.arange(begin, begin + self.prompts_per_step), len(self._rows))
+        members = np.concatenate(
+            [_permutation(len(self._rows), self.seed, e)[at[epochs == e]] for e in np.unique(epochs).tolist()]
+        )
+        groups = np.arange(rank, self.prompts_per_step, world)
+        index = np.repeat(members[groups], self.group_size)
+        query_ids, query_mask = self._ids.gather(index, self.pad_id, left=True)
+        group_ids = torch.from_numpy(np.repeat(groups, self.group_size))
+        return PromptBatch(query_ids, query_mask, group_ids), [self._rows[i] for i in index.tolist()]
+
+
+def _nothing(pad_id: int, masked: bool = False) -> LMBatch:
+    """A batch that counts for nothing: (1, 2), every label IGNORE."""
+    ids = torch.full((1, 2), pad_id)
+    return LMBatch(
+        input_ids=ids, labels=torch.full_like(ids, IGNORE), attention_mask=torch.ones_like(ids).bool() if masked else None
+    )
+
+
+def _positive(**sizes: int | None) -> None:
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise InputError(name, size, "expected 1 or more")
+
+
+def _check_rank(rank: int, world: int) -> None:
+    if not 0 <= rank < world:
+        raise ValueError(f"rank is {rank}, expected 0 to {world - 1}")
