@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_kit.batches import Rollout
 from rlhf_kit.data.tokenizer import encode_chat, load_tokenizer
@@ -78,7 +79,7 @@ def model_scorer(model: nn.Module, policy_tokenizer: Any, reward_tokenizer: Any,
                 ids, mask = joined.ids, joined.mask
             else:
                 chats = [[*rows[i]["prompt"], {"role": "assistant", "content": texts[i]}] for i in index.tolist()]
-                ids, mask = pad_right([encode_chat(reward_tokenizer, chat)[0] for chat in chats], device=scores.device)
+                ids, mask = pad([encode_chat(reward_tokenizer, chat)[0] for chat in chats], device=scores.device)
             scores[index] = scalar_scores(model, ids, mask)
         if not bool(scores.isfinite().all()):
             row = int((~scores.isfinite()).nonzero()[0])
@@ -88,14 +89,11 @@ def model_scorer(model: nn.Module, policy_tokenizer: Any, reward_tokenizer: Any,
     return score
 
 
-def pad_right(rows: Sequence[Sequence[int]], device: Any = "cpu", pad_id: int = 0) -> tuple[Tensor, Tensor]:
-    """`(ids (B, T) long, mask (B, T) bool)` from rows of token ids."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = True
+def pad(rows: Sequence[Any], *, side: str = "right", device: Any = "cpu") -> tuple[Tensor, Tensor]:
+    """`(ids (B, T) long, mask (B, T) bool)` from rows of token ids, padded with 0 on `side`."""
+    tensors = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    ids = pad_sequence(tensors, batch_first=True, padding_side=side)
+    mask = pad_sequence([torch.ones_like(t, dtype=torch.bool) for t in tensors], batch_first=True, padding_side=side)
     return ids.to(device), mask.to(device)
 
 

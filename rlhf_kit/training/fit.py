@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf_kit.data.batching import Batches
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.loading import reload_weights
 from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
@@ -27,16 +28,6 @@ from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer
 from rlhf_kit.training.stages import Stage
 
 MAX_BAD_STEPS = 10  # consecutive non-finite gradients before the run is given up
-
-
-class Batches(Protocol):
-    """A dataset seen as optimizer steps (`rlhf_kit.data.batching`)."""
-
-    steps_per_epoch: int
-
-    def micro_batches(self, step: int, rank: int, world: int) -> list[Any]:
-        """The micro-batches of one rank at one step of the run: the same number on every rank."""
-        ...
 
 
 @dataclass
@@ -61,6 +52,7 @@ class FitConfig:
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: bf16 compute over fp32 master weights
     gradient_checkpointing: bool = False  # recompute activations in the backward: less memory, a third more time
     eval_every: int = 100  # steps between evaluations; 0: only at the end
+    eval_batches: int | None = None  # batches of an evaluation; None: all that is held out
     log_every: int = 10
     save_every: int = 200  # steps between checkpoints; 0: none
     keep_checkpoints: int = 2
@@ -69,18 +61,18 @@ class FitConfig:
     trackers: tuple[str, ...] = ()  # any of tensorboard, trackio, wandb
 
 
-def total_steps(config: FitConfig, batches: Batches) -> int:
+def total_steps(config: FitConfig, batches: Batches[Any]) -> int:
     """Optimizer steps of the run."""
     return config.max_steps if config.max_steps is not None else max(1, round(config.epochs * batches.steps_per_epoch))
 
 
 @torch.no_grad()
-def evaluate(stage: Stage, batches: Batches, accelerator: Accelerator) -> dict[str, float]:
-    """Loss and statistics a unit over one pass of `batches`, all ranks together: `eval/loss`, `eval/accuracy`, ..."""
+def evaluate(stage: Stage, batches: Batches[Any], accelerator: Accelerator, limit: int | None = None) -> dict[str, float]:
+    """Loss and statistics a unit over the first `limit` batches of a pass, all ranks together: `eval/loss`, ..."""
     training = stage.training
     stage.eval()
     sums: dict[str, Tensor] = {}
-    for step in range(batches.steps_per_epoch):
+    for step in range(min(batches.steps_per_epoch, limit or batches.steps_per_epoch)):
         for batch in batches.micro_batches(step, accelerator.process_index, accelerator.num_processes):
             batch = batch.to(accelerator.device)
             with accelerator.autocast():
@@ -93,12 +85,12 @@ def evaluate(stage: Stage, batches: Batches, accelerator: Accelerator) -> dict[s
 
 def fit(
     stage: Stage,
-    train: Batches,
+    train: Batches[Any],
     config: FitConfig,
     accelerator: Accelerator,
     *,
     tokenizer: Any,
-    eval_batches: Batches | None = None,
+    eval_batches: Batches[Any] | None = None,
     before_save: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Train `stage.model` and leave it, with its tokenizer, in `config.output_dir`.
@@ -190,7 +182,7 @@ def fit(
                 window = {}
             evaluating = done == steps or (config.eval_every > 0 and done % config.eval_every == 0)
             if eval_batches is not None and evaluating:
-                last_eval = evaluate(raw, eval_batches, accelerator)
+                last_eval = evaluate(raw, eval_batches, accelerator, config.eval_batches)
                 metrics.log(done, last_eval)
                 if config.keep_best and last_eval["eval/loss"] < best:
                     best, best_step = last_eval["eval/loss"], done

@@ -1,0 +1,100 @@
+"""Talk to a model in the terminal.
+
+python recipes/chat.py --model runs/quickstart/ppo
+python recipes/chat.py --model runs/quickstart/ppo --prompt "Tell me a story."
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from recipes.ppo import stop_tokens
+from rlhf_kit.config import run_recipe
+from rlhf_kit.data.tokenizer import encode_prompt, load_tokenizer
+from rlhf_kit.models.loading import load_causal_lm
+from rlhf_kit.rollout.generate import generate
+
+HELP = "/new starts over, /quit leaves (as does Ctrl-D)."
+
+
+@dataclass
+class ChatConfig:
+    """A conversation."""
+
+    model: str = "runs/tiny/ppo"  # a stage's output_dir or a hub name
+    prompt: str | None = None  # answer this once and leave, instead of asking at the terminal
+    system: str | None = None
+    max_new_tokens: int = 128
+    temperature: float = 0.7  # 0: always the likeliest token
+    top_p: float = 0.95
+    seed: int = 0
+
+
+class Stream:
+    """Prints text as its tokens arrive, holding back bytes that are not yet a whole character."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], object]) -> None:
+        self.tokenizer, self.write = tokenizer, write
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def __call__(self, token: int) -> None:
+        """Take one token."""
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self.write(text[len(self.shown) :])
+            self.shown = text
+
+
+def main(config: ChatConfig) -> None:
+    """Ask, stream the answer, remember both."""
+    model, tokenizer = load_causal_lm(config.model).eval(), load_tokenizer(config.model)
+    generator = torch.Generator().manual_seed(config.seed)
+    opening = [{"role": "system", "content": config.system}] if config.system else []
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        ids = torch.tensor([encode_prompt(tokenizer, messages)])
+        stream = Stream(tokenizer, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
+        generate(
+            model,
+            ids,
+            torch.ones_like(ids, dtype=torch.bool),
+            max_new_tokens=config.max_new_tokens,
+            eos_ids=stop_tokens(model, tokenizer),
+            pad_id=tokenizer.pad_token_id,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            generator=generator,
+            on_token=stream,
+        )
+        print()
+        return stream.shown
+
+    if config.prompt is not None:
+        answer([*opening, {"role": "user", "content": config.prompt}])
+        return
+    print(f"{config.model}. {HELP}")
+    messages = list(opening)
+    while True:
+        try:
+            said = input("\nyou> ").strip()
+        except EOFError:
+            return
+        if said == "/quit":
+            return
+        if said == "/new":
+            messages = list(opening)
+        elif said:
+            messages.append({"role": "user", "content": said})
+            sys.stdout.write("model> ")
+            messages.append({"role": "assistant", "content": answer(messages)})
+
+
+if __name__ == "__main__":
+    run_recipe(main, ChatConfig)

@@ -1,0 +1,205 @@
+"""Measure a model: against the one it came from, against a reward, on texts, on pairs. Writes evaluation.json and samples.jsonl.
+
+python recipes/evaluate.py --model runs/tiny/ppo --reference runs/tiny/sft --reward runs/tiny/reward
+python recipes/evaluate.py --model runs/small/pretrain --texts books_val.jsonl.xz --reference none
+python recipes/evaluate.py --reward runs/reward --preferences held_out.jsonl --reference none
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from recipes.common import documents, preferences, prompts
+from recipes.sample_pairs import sample_rollouts
+from rlhf_kit.batches import Rollout
+from rlhf_kit.config import run_recipe, save_config
+from rlhf_kit.data.batching import PreferenceBatches
+from rlhf_kit.data.records import preference_examples, prompt_examples
+from rlhf_kit.data.tokenizer import load_tokenizer
+from rlhf_kit.errors import InputError
+from rlhf_kit.evaluation.generation import (
+    describe_answers,
+    judge_both_orders,
+    length_controlled_win_rate,
+    outcomes_from_scores,
+    sequence_kl,
+    win_rate,
+)
+from rlhf_kit.evaluation.perplexity import evaluate_documents, xz_bits_per_byte
+from rlhf_kit.evaluation.reward import score_preferences, summarize_preferences
+from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
+from rlhf_kit.rollout.experience import by_length, response_logprobs
+from rlhf_kit.rollout.scoring import load_function, load_scorer, prompt_text, response_texts
+
+
+@dataclass
+class EvaluateConfig:
+    """What to measure; each part runs where its fields are given."""
+
+    output_dir: Path = Path("runs/tiny/evaluation")
+    model: str | None = "runs/tiny/ppo"  # the policy; None: evaluate a reward model alone
+    reference: str | None = "runs/tiny/sft"  # the model it is compared with, on the same prompts; None: no comparison
+    reward: str | None = None  # a reward model's directory or a callable: the proxy
+    gold: str | None = None  # a callable the policy was not trained on
+    judge: str | None = None  # a callable (prompt, a, b) -> 1 | 0 | -1, asked in both orders
+    attributes: str | None = None  # a callable (prompt, response) -> {name: number}, averaged before and after
+    data: str = "world"  # prompts of the comparison
+    split: Literal["train", "heldout"] = "heldout"  # of the embedded world
+    prompts: int = 256
+    max_prompt_length: int = 192
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    batch_size: int = 64
+    precision: Literal["fp32", "bf16"] = "fp32"
+    preferences: str | None = None  # held-out pairs for the reward model
+    texts: str | None = None  # held-out documents for perplexity and bits per byte
+    sequence_length: int = 256  # of a window over a document
+    stride: int = 128
+    max_documents: int = 1_000
+    samples: int = 24  # answers kept side by side in samples.jsonl
+    seed: int = 0
+
+
+def main(config: EvaluateConfig) -> dict[str, Any]:
+    """Run the parts that are asked for, print and save what they found."""
+    result: dict[str, Any] = {}
+    samples: list[dict[str, Any]] = []
+    policy = load_causal_lm(config.model).eval() if config.model else None
+    if policy is not None and config.reference is not None:
+        compared, samples = compare(policy, config)
+        result |= compared
+    if config.preferences is not None:
+        result |= evaluate_reward(config)
+    if config.texts is not None:
+        if policy is None:
+            raise InputError("--model", None, "expected a language model: --texts measures one")
+        texts = list(documents(config.texts, count=config.max_documents, seed=config.seed + 1))[: config.max_documents]
+        tokenizer = load_tokenizer(str(config.model))
+        result |= evaluate_documents(policy, tokenizer, texts, config.sequence_length, config.stride)
+        result["baselines"] = {"xz": xz_bits_per_byte("\n".join(texts))}
+    if not result:
+        raise InputError("--reference, --preferences, --texts", None, "expected at least one: nothing was asked for")
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    (config.output_dir / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    with (config.output_dir / "samples.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    save_config(config, config.output_dir / "run_config.yaml")
+    print(summary(result))
+    return result
+
+
+def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Policy and reference answer the same prompts; whoever is asked says which answer is better."""
+    assert config.model is not None
+    assert config.reference is not None
+    tokenizer, reference = load_tokenizer(config.model), load_causal_lm(config.reference).eval()
+    rows = prompts(config.data, count=config.prompts, seed=config.seed + 1, split=config.split)[: config.prompts]
+    examples, _ = prompt_examples(rows, tokenizer, config.max_prompt_length)
+    queries, rows = [e.ids for e in examples], [e.row for e in examples]
+    asked = [prompt_text(row) for row in rows]
+    parts = {
+        "after": sample_rollouts(policy, tokenizer, queries, config),
+        "before": sample_rollouts(reference, tokenizer, queries, config),
+    }
+    answers = {side: [text for part in parts[side] for text in response_texts(part, tokenizer)] for side in parts}
+    lengths = {side: torch.cat([part.lengths for part in parts[side]]).numpy() for side in parts}
+
+    result: dict[str, Any] = {"kl": answer_kl(policy, reference, parts["after"], config)}
+    ids = [row[mask].tolist() for part in parts["after"] for row, mask in zip(part.response_ids, part.response_mask)]
+    result |= describe_answers(ids, torch.cat([part.ended for part in parts["after"]]).numpy())
+    result["baseline_mean_length"] = float(lengths["before"].mean())
+
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    if config.gold is not None:
+        gold = load_function(config.gold, "--gold")
+        scores["gold"] = {side: np.asarray(gold(asked, answers[side])) for side in answers}
+    if config.reward is not None:
+        scorer, _ = load_scorer(config.reward, tokenizer, micro_batch_size=config.batch_size, device="cpu")
+        scores["proxy"] = {side: score_parts(scorer, parts[side], rows) for side in parts}
+    for name, found in scores.items():
+        outcomes = outcomes_from_scores(found["after"], found["before"])
+        result[f"{name}_win_rate"] = win_rate(outcomes)
+        controlled = length_controlled_win_rate(outcomes, lengths["after"], lengths["before"])
+        result[f"{name}_length_controlled_win_rate"] = controlled.as_dict()
+        result[f"{name}_score"] = {side: float(values.mean()) for side, values in found.items()}
+    if scores:  # the report shows the length-controlled rate of the best judge there is
+        result["length_controlled_win_rate"] = result[f"{next(iter(scores))}_length_controlled_win_rate"]
+    if config.judge is not None:
+        judgement = judge_both_orders(load_function(config.judge, "--judge"), asked, answers["after"], answers["before"])  # type: ignore[arg-type]
+        result["judge_win_rate"] = win_rate(judgement.outcomes) | {
+            "consistency": judgement.consistency,
+            "first_rate": judgement.first_rate,
+        }
+    if config.attributes is not None:
+        measure: Any = load_function(config.attributes, "--attributes")
+        found = {side: [measure(p, a) for p, a in zip(asked, answers[side])] for side in answers}
+        result["attributes"] = [
+            {"name": name, **{side: float(np.mean([row[name] for row in found[side]])) for side in ("before", "after")}}
+            for name in found["after"][0]
+        ]
+    samples = []
+    for i, prompt in enumerate(asked[: config.samples]):
+        sample: dict[str, Any] = {"prompt": prompt, "before": answers["before"][i], "after": answers["after"][i]}
+        sample |= {f"{name}_{side}": float(scores[name][side][i]) for name in scores for side in ("before", "after")}
+        samples.append(sample)
+    return result, samples
+
+
+@torch.no_grad()
+def answer_kl(policy: Any, reference: Any, parts: list[Rollout], config: EvaluateConfig) -> dict[str, float]:
+    """KL(policy || reference) in nats an answer, with its interval, on the policy's own answers."""
+    ours, theirs, masks = [], [], []
+    for part in parts:
+        for index in by_length(part, config.batch_size):
+            rows = part.rows(index)
+            pad = (0, config.max_new_tokens - rows.response_mask.shape[1])
+            for model, found in ((policy, ours), (reference, theirs)):
+                found.append(torch.nn.functional.pad(response_logprobs(model, rows, temperature=config.temperature)[0], pad))
+            masks.append(torch.nn.functional.pad(rows.response_mask, pad))
+    return sequence_kl(torch.cat(ours), torch.cat(theirs), torch.cat(masks)).as_dict()
+
+
+def score_parts(scorer: Any, parts: list[Rollout], rows: list[dict[str, Any]]) -> np.ndarray:
+    """The scorer's verdict on every answer, (N,)."""
+    scores, start = [], 0
+    for part in parts:
+        scores.append(scorer(part, rows[start : start + len(part.response_ids)]))
+        start += len(part.response_ids)
+    return torch.cat(scores).numpy()
+
+
+def evaluate_reward(config: EvaluateConfig) -> dict[str, Any]:
+    """Accuracy, calibration and length bias of the reward model on held-out pairs."""
+    if config.reward is None or not Path(config.reward).is_dir():
+        raise InputError("--reward", config.reward, "expected a reward model's directory: --preferences measures one")
+    tokenizer, model = load_tokenizer(config.reward), load_scalar_model(config.reward)
+    rows = preferences(str(config.preferences), count=1_000, seed=config.seed + 1, split="heldout")
+    examples, counts = preference_examples(rows, tokenizer, 1_024)
+    batches = PreferenceBatches(
+        examples, batch_size=config.batch_size, micro_batch_size=config.batch_size, seed=0, pad_id=tokenizer.pad_token_id
+    )
+    pairs = (batch for step in range(batches.steps_per_epoch) for batch in batches.micro_batches(step, 0, 1))
+    return summarize_preferences(score_preferences(model, pairs)) | {"pairs": str(counts)}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The figures as lines for the terminal."""
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict) and "estimate" in value:
+            lines.append(f"{name:36} {value['estimate']:8.3f}   95 % interval {value['low']:.3f} to {value['high']:.3f}")
+        elif isinstance(value, (int, float)):
+            lines.append(f"{name:36} {value:8.3f}")
+    for row in result.get("attributes", []):
+        lines.append(f"{'  ' + row['name']:36} {row['before']:8.3f} -> {row['after']:.3f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_recipe(main, EvaluateConfig)

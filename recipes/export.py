@@ -1,0 +1,48 @@
+"""Export a model of ours to a layout that other software loads, and check that nothing changed.
+
+python recipes/export.py --model runs/quickstart/ppo --output_dir runs/quickstart/exported
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlhf_kit.config import run_recipe
+from rlhf_kit.data.tokenizer import load_tokenizer
+from rlhf_kit.errors import InputError
+from rlhf_kit.models.convert import to_transformers
+from rlhf_kit.models.loading import load_causal_lm
+
+
+@dataclass
+class ExportConfig:
+    """A model directory that needs nothing of ours: GPT-2 or Llama, by what the model is."""
+
+    model: str = "runs/tiny/ppo"  # a stage's output_dir
+    output_dir: Path = Path("runs/tiny/exported")
+
+
+@torch.no_grad()
+def main(config: ExportConfig) -> float:
+    """Convert, save, load again from disk and compare. Returns the largest relative difference of logits."""
+    model, tokenizer = load_causal_lm(config.model).eval(), load_tokenizer(config.model)
+    exported = to_transformers(model)
+    exported.save_pretrained(config.output_dir)
+    tokenizer.save_pretrained(config.output_dir)
+
+    ids = torch.randint(model.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+    ours = model(input_ids=ids).logits
+    theirs = AutoModelForCausalLM.from_pretrained(config.output_dir, dtype=torch.float32).eval()(input_ids=ids).logits
+    difference = float((ours - theirs).abs().max() / ours.abs().max())
+    if difference > 1e-5:  # fp32 kernels may sum in another order; a wrong layout is off by far more
+        raise InputError("exported logits", difference, "expected a relative difference below 1e-5: the export is not sound")
+    print(f"{type(exported).__name__} -> {config.output_dir} (logits differ by {difference:.1e} of their largest)")
+    return difference
+
+
+if __name__ == "__main__":
+    run_recipe(main, ExportConfig)

@@ -1,0 +1,88 @@
+"""Improve a policy against a reward with PPO (or RLOO: `--algorithm rloo --group_size 4`).
+
+python recipes/ppo.py --config recipes/configs/tiny/ppo.yaml
+python recipes/ppo.py --model runs/sft --reward my_rewards.py:shorter_is_better --data prompts.jsonl
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.common import LoraFields, lora_of, open_run, prompts
+from rlhf_kit.config import run_recipe
+from rlhf_kit.data.batching import PromptBatches
+from rlhf_kit.data.records import prompt_examples
+from rlhf_kit.data.tokenizer import load_tokenizer
+from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
+from rlhf_kit.rollout.scoring import function_scorer, load_function, load_scorer
+from rlhf_kit.training.algorithms import ALGORITHMS
+from rlhf_kit.training.online import OnlineConfig, online
+
+
+@dataclass
+class PPOConfig(LoraFields, OnlineConfig):
+    """A policy that earns more reward without straying far."""
+
+    output_dir: Path = Path("runs/tiny/ppo")
+    model: str = "runs/tiny/sft"  # where the policy starts, and the reference it stays near
+    reward: str = "runs/tiny/reward"  # a reward model's directory, or a callable `module:function`, `file.py:function`
+    monitor: str | None = None  # a second callable that is logged as eval/gold_score and never trained on
+    critic: str | None = None  # where the critic starts; None: the reward model, or the policy with a zero head
+    data: str = "world"  # prompts
+    max_prompt_length: int = 192  # tokens; longer prompts are left out, and counted
+    world_prompts: int = 4_000  # of the embedded world
+
+
+def main(config: PPOConfig) -> dict[str, float]:
+    """Load policy, reference, critic and reward, then run the online loop."""
+    accelerator = open_run(config)
+    tokenizer = load_tokenizer(config.model)
+    rows = prompts(config.data, count=config.world_prompts, seed=config.seed)
+    examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
+    accelerator.print(f"prompts: {counts}")
+    batches = PromptBatches(
+        examples,
+        batch_size=config.batch_size,
+        group_size=config.group_size,
+        seed=config.seed,
+        pad_id=tokenizer.pad_token_id,
+    )
+
+    lora = lora_of(config)
+    policy = load_causal_lm(config.model, lora=lora, dropout=0.0).to(accelerator.device)
+    reference = copy.deepcopy(policy) if lora is None else None
+    scorer, reward_model = load_scorer(
+        config.reward, tokenizer, micro_batch_size=config.micro_batch_size, device=accelerator.device
+    )
+    return online(
+        policy,
+        batches,
+        scorer,
+        config,
+        accelerator,
+        tokenizer=tokenizer,
+        eos_ids=stop_tokens(policy, tokenizer),
+        reference=reference,
+        critic=make_critic(config, reward_model, lora) if ALGORITHMS[config.algorithm].critic else None,
+        monitor=function_scorer(load_function(config.monitor, "--monitor"), tokenizer) if config.monitor else None,
+    )
+
+
+def make_critic(config: PPOConfig, reward_model: Any, lora: Any) -> Any:
+    """The critic's start: what is asked for, else the reward model, else the policy's body with a zero head."""
+    start = config.critic or (config.reward if reward_model is not None else config.model)
+    return load_scalar_model(start, lora=lora, dropout=0.0, zero_head=True)
+
+
+def stop_tokens(policy: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends an answer: the tokenizer's, and those the model's generation config adds."""
+    named = policy.generation_config.eos_token_id
+    more = [] if named is None else named if isinstance(named, list) else [named]
+    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, more)]))
+
+
+if __name__ == "__main__":
+    run_recipe(main, PPOConfig)

@@ -1,0 +1,109 @@
+"""Sample two answers to each prompt, ready to be judged; with `--annotators world`, judged by the world's simulated people.
+
+python recipes/sample_pairs.py --model runs/quickstart/sft --pairs 2000 --output runs/quickstart/pairs.jsonl --annotators world
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from recipes.common import prompts
+from recipes.ppo import stop_tokens
+from rlhf_kit.batches import Rollout
+from rlhf_kit.config import run_recipe
+from rlhf_kit.data import world
+from rlhf_kit.data.records import prompt_examples
+from rlhf_kit.data.tokenizer import load_tokenizer
+from rlhf_kit.models.loading import load_causal_lm
+from rlhf_kit.rollout.generate import generate
+from rlhf_kit.rollout.scoring import pad, prompt_text, response_texts
+
+
+@dataclass
+class SamplePairsConfig:
+    """Pairs of answers from one policy."""
+
+    model: str = "runs/tiny/sft"  # a stage's output_dir or a hub name
+    data: str = "world"  # prompts
+    output: Path = Path("runs/tiny/pairs.jsonl")
+    pairs: int = 2_000
+    annotators: Literal["none", "world"] = "none"  # none: {prompt, response_a, response_b}; world: {prompt, chosen, rejected}
+    split: Literal["train", "heldout"] = "train"  # of the embedded world
+    max_prompt_length: int = 192
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    batch_size: int = 256
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
+
+def main(config: SamplePairsConfig) -> list[dict[str, Any]]:
+    """Sample, label where asked, write JSONL."""
+    model, tokenizer = load_causal_lm(config.model).eval(), load_tokenizer(config.model)
+    rows = prompts(config.data, count=config.pairs, seed=config.seed, split=config.split)[: config.pairs]
+    examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
+    print(f"prompts: {counts}")
+    answers = sample_answers(model, tokenizer, [e.ids for e in examples for _ in range(2)], config)
+    first, second = answers[0::2], answers[1::2]
+    texts = [prompt_text(e.row) for e in examples]
+    labels = world.Annotators(seed=config.seed).label(texts, first, second) if config.annotators == "world" else None
+    records = []
+    for i, row in enumerate(e.row for e in examples):
+        a, b = ([{"role": "assistant", "content": text}] for text in (first[i], second[i]))
+        if labels is None:
+            records.append({"prompt": row["prompt"], "response_a": a, "response_b": b})
+        elif first[i] != second[i]:  # a person is never asked to choose between twins
+            chosen, rejected = (a, b) if labels[i] == "a" else (b, a)
+            records.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    with config.output.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    print(f"{len(records)} pairs -> {config.output}")
+    return records
+
+
+def sample_answers(model: Any, tokenizer: Any, queries: list[Any], config: Any) -> list[str]:
+    """One answer as text to every query (token ids), in order."""
+    return [text for part in sample_rollouts(model, tokenizer, queries, config) for text in response_texts(part, tokenizer)]
+
+
+def sample_rollouts(model: Any, tokenizer: Any, queries: list[Any], config: Any) -> list[Rollout]:
+    """Answers in batches of `config.batch_size`; `config` has max_new_tokens, temperature, precision and seed."""
+    generator = torch.Generator().manual_seed(config.seed)
+    parts = []
+    for start in range(0, len(queries), config.batch_size):
+        ids, mask = pad(queries[start : start + config.batch_size], side="left")
+        with torch.autocast(
+            "cpu" if not torch.cuda.is_available() else "cuda", torch.bfloat16, enabled=config.precision == "bf16"
+        ):
+            answer = generate(
+                model,
+                ids.to(model.device),
+                mask.to(model.device),
+                max_new_tokens=config.max_new_tokens,
+                eos_ids=stop_tokens(model, tokenizer),
+                pad_id=tokenizer.pad_token_id,
+                temperature=config.temperature,
+                generator=generator,
+            )
+        parts.append(
+            Rollout(
+                query_ids=ids.to(model.device),
+                query_mask=mask.to(model.device),
+                response_ids=answer.response_ids,
+                response_mask=answer.response_mask,
+                ended=answer.ended,
+                group_ids=torch.arange(start, start + len(ids), device=model.device),
+                sampler_logprobs=answer.logprobs,
+            )
+        )
+    return parts
+
+
+if __name__ == "__main__":
+    run_recipe(main, SamplePairsConfig)
