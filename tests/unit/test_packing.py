@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -46,8 +48,8 @@ def test_packing_loses_no_token_and_trains_no_first_token():
     batch = pack(examples, 16, pad_id=0)
     found = []
     for ids, labels, positions in zip(batch.input_ids, batch.labels, batch.position_ids):
-        starts = (positions == 0).nonzero().flatten().tolist() + [16]
-        for begin, end in zip(starts, starts[1:]):
+        starts = [*(positions == 0).nonzero().flatten().tolist(), 16]
+        for begin, end in itertools.pairwise(starts):
             if ids[begin] != 0:
                 assert labels[begin] == IGNORE
                 found.append((ids[begin:end].tolist(), labels[begin + 1 : end].tolist()))
