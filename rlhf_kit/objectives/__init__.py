@@ -1,0 +1,53 @@
+"""Losses, advantages and estimators as pure functions of tensors. They import torch only, and compute in fp32."""
+
+from rlhf_kit.objectives.advantages import (
+    discounted_returns,
+    explained_variance,
+    gae,
+    group_normalise,
+    leave_one_out,
+    masked_mean,
+    masked_var,
+    masked_whiten,
+    reinforce_plus_plus,
+)
+from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, exact_kl, kl_estimate, kl_loss, shape_rewards
+from rlhf_kit.objectives.language_model import language_model_loss, linear_cross_entropy, shift_labels
+from rlhf_kit.objectives.logprobs import linear_logprobs, response_logprobs
+from rlhf_kit.objectives.policy import (
+    aggregate_units,
+    clipped_surrogate,
+    token_weights,
+    truncated_importance_weights,
+    value_loss,
+)
+from rlhf_kit.objectives.reward_model import pairwise_loss
+
+__all__ = [
+    "AdaptiveKL",
+    "FixedKL",
+    "aggregate_units",
+    "clipped_surrogate",
+    "discounted_returns",
+    "exact_kl",
+    "explained_variance",
+    "gae",
+    "group_normalise",
+    "kl_estimate",
+    "kl_loss",
+    "language_model_loss",
+    "leave_one_out",
+    "linear_cross_entropy",
+    "linear_logprobs",
+    "masked_mean",
+    "masked_var",
+    "masked_whiten",
+    "pairwise_loss",
+    "reinforce_plus_plus",
+    "response_logprobs",
+    "shape_rewards",
+    "shift_labels",
+    "token_weights",
+    "truncated_importance_weights",
+    "value_loss",
+]
