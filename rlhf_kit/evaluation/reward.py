@@ -152,7 +152,10 @@ def score_preferences(model: nn.Module, batches: Iterable[PreferenceBatch]) -> P
     columns: list[list[Floats]] = [[], [], [], []]
     with evaluating(model) as device:
         for batch in batches:
-            batch = batch.to(device)
+            # A batch that only keeps the ranks in step ends in empty rows.
+            batch = batch.rows(batch.chosen_mask.any(1).nonzero()[:, 0]).to(device)
+            if not len(batch.chosen_ids):
+                continue
             found = (
                 scalar_scores(model, batch.chosen_ids, batch.chosen_mask),
                 scalar_scores(model, batch.rejected_ids, batch.rejected_mask),

@@ -1,0 +1,244 @@
+"""The plots of each kind of stage, each with the one line that says what to look for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from rlhf_kit.evaluation.charts import THIN, Guide, Series, line_chart, number, percent, reliability_chart, smoothed, thousandths
+from rlhf_kit.evaluation.runs import Run, StageRun, is_number
+
+
+@dataclass
+class Plot:
+    """A plot of one metric: its key, title, the name of its line, and its caption."""
+
+    key: str
+    title: str
+    label: str
+    caption: str
+    form: Callable[[float], str] = number
+    guide: Guide | None = None
+    from_zero: bool = False
+    settle: bool = False
+    smooth: bool = True
+    optional: bool = False  # shown only where the metric moves
+
+    def draw(self, stage: StageRun) -> str:
+        """The figure as HTML, empty where the stage did not log the metric."""
+        x, y = stage.curve(self.key)
+        if self.optional and len(set(y)) < 2:
+            return ""
+        series = [Series(self.label, x, y, smooth=self.smooth)]
+        include = (0.0,) if self.from_zero else ()
+        return figure(self.title, series, self.caption, self.form, include=include, guide=self.guide, settle=self.settle)
+
+
+GRADIENT = Plot(
+    "grad_norm",
+    "Gradient norm",
+    "norm",
+    "Steady or falling. Spikes that do not come back ask for a lower learning rate.",
+    settle=True,
+)
+LEARNING_RATE = Plot(
+    "lr", "Learning rate", "rate", "The schedule that was really used: warm-up, then decay.", from_zero=True, smooth=False
+)
+
+ONLINE = (
+    Plot(
+        "objective/kl",
+        "KL from the reference (nats an answer)",
+        "KL",
+        "Starts at 0, rises, then flattens. Steadily below 0 is a bug; rising without end, the reward is being gamed.",
+        from_zero=True,
+    ),
+    Plot(
+        "response/length", "Answer length (tokens)", "length", "Growing while gold does not improve: the reward pays for length."
+    ),
+    Plot(
+        "response/eos_rate",
+        "Answers that end by themselves",
+        "share",
+        f"Should stay above 95{THIN}%. A fall means that answers run into the length limit.",
+        percent,
+        Guide(0.95, 1.0, "healthy"),
+    ),
+    Plot(
+        "objective/entropy",
+        "Entropy (nats an answer)",
+        "entropy",
+        "Falls slowly. A collapse to 0 means the policy says one thing only.",
+    ),
+    Plot(
+        "loss/value_avg",
+        "Value loss",
+        "loss",
+        "The critic\u2019s error. It should fall early, then follow the rewards.",
+        settle=True,
+    ),
+    Plot(
+        "val/explained_variance",
+        "Explained variance of the critic",
+        "share of 1",
+        "Above 0.5 the critic helps; below 0 it is worse than a constant.",
+        guide=Guide(0.5, 1.0, "healthy"),
+        settle=True,
+    ),
+    Plot(
+        "policy/clipfrac_avg",
+        "Clipped share of tokens",
+        "clipped",
+        "Some is normal (the band). More: the updates are too large; none: too timid.",
+        percent,
+        Guide(0.05, 0.25, "usual"),
+        from_zero=True,
+    ),
+    Plot(
+        "policy/approxkl_avg",
+        "Step size (approximate KL, nats)",
+        "step",
+        "How far one rollout moves the policy. Above the line: lower the learning rate.",
+        guide=Guide(0.02, 0.02, "0.02"),
+        from_zero=True,
+    ),
+    Plot(
+        "val/ratio",
+        "Probability ratio, new to old",
+        "ratio",
+        "Stays in the band round 1. Far from it, sampling and training disagree.",
+        thousandths,
+        Guide(0.98, 1.02, "healthy"),
+    ),
+    GRADIENT,
+    LEARNING_RATE,
+    Plot(
+        "objective/kl_coef",
+        "KL coefficient",
+        "beta",
+        "The price of a nat of distance; it moves only where a KL target is set.",
+        from_zero=True,
+        optional=True,
+    ),
+)
+
+
+def figure(
+    title: str,
+    series: Sequence[Series],
+    caption: str,
+    form: Callable[[float], str] = number,
+    *,
+    x_label: str = "step",
+    include: Sequence[float] = (),
+    guide: Guide | None = None,
+    settle: bool = False,
+    mark: tuple[float, str] | None = None,
+) -> str:
+    """One plot in its card: title, last values as the legend, the lines, the caption (HTML). Empty without a point."""
+    shown = [s for s in series if len(s.x)]
+    if not shown:
+        return ""
+    legend = "".join(
+        f'<span class="k{s.colour}"><i></i>{escape(s.label)}<b>{form((smoothed(s.y) if s.smooth else s.y)[-1])}</b></span>'
+        for s in shown
+    )
+    svg = line_chart(shown, name=title, x_label=x_label, y_format=form, include=include, guide=guide, settle=settle, mark=mark)
+    return card(title, legend, svg, caption)
+
+
+def card(title: str, legend: str, content: str, caption: str) -> str:
+    """A titled card round HTML content."""
+    legend = f'<p class="legend">{legend}</p>' if legend else ""
+    return f'<figure class="card"><h3>{escape(title)}</h3>{legend}{content}<p class="caption">{caption}</p></figure>'
+
+
+def stage_figures(stage: StageRun, run: Run) -> str:
+    """All plots of a stage, as HTML."""
+    if stage.kind == "online":
+        return _reward(stage) + "".join(plot.draw(stage) for plot in ONLINE)
+    caption = "It should fall and flatten. Held out rising while training falls means overfitting."
+    own = figure("Loss (nats a token)", _both(stage, "loss"), caption, settle=True)
+    if stage.kind == "reward":
+        own = _reward_model(stage, run)
+    return own + GRADIENT.draw(stage) + LEARNING_RATE.draw(stage)
+
+
+def _both(stage: StageRun, key: str) -> list[Series]:
+    train, held_out = stage.curve(f"train/{key}"), stage.curve(f"eval/{key}")
+    return [Series("training", *train, smooth=True), Series("held out", *held_out, colour=2, style="both")]
+
+
+def _reward_model(stage: StageRun, run: Run) -> str:
+    ceiling = run.find("bayes_accuracy")
+    guide = Guide(ceiling, ceiling, f"best possible {percent(ceiling)}") if is_number(ceiling) else None
+    loss = "It should fall and flatten; 0.69 is guessing. Held out rising while training falls means overfitting."
+    right = f"How often the chosen answer scores higher; 50{THIN}% is guessing"
+    right += ", and the line is what no model can beat." if guide else "."
+    margin = "Mean score of the chosen answer less the rejected one\u2019s. It grows with confidence, right or wrong."
+    return (
+        figure("Loss (nats a pair)", _both(stage, "loss"), loss, settle=True)
+        + figure("Accuracy", _both(stage, "accuracy"), right, percent, guide=guide)
+        + _calibration(stage)
+        + figure("Margin", _both(stage, "margin"), margin)
+    )
+
+
+def _calibration(stage: StageRun) -> str:
+    found = stage.evaluation.get("calibration")
+    if not isinstance(found, Mapping):
+        return ""
+    columns = [found.get(key) or [] for key in ("predicted", "observed", "pairs")]
+    if not all(
+        isinstance(column, list) and 0 < len(column) == len(columns[0]) and all(map(is_number, column)) for column in columns
+    ):
+        return ""
+    ece = found.get("ece")
+    legend = f"<span>mean gap (ECE)<b>{percent(ece)}</b></span>" if is_number(ece) else ""
+    caption = (
+        f"When it says 80{THIN}%, is it right in 80{THIN}%? Points below the dashed line: too sure of itself. "
+        f"Bars: 95{THIN}% sampling noise."
+    )
+    return card("Calibration", legend, reliability_chart(columns[0], columns[1], columns[2]), caption)
+
+
+def _reward(stage: StageRun) -> str:
+    series = [
+        Series("score", *stage.curve("objective/scores"), smooth=True),
+        Series("gold", *stage.curve("eval/gold_score"), colour=2, smooth=True),
+        Series("after KL", *stage.curve("objective/rlhf_reward"), colour=3, smooth=True),
+    ]
+    gold = " Gold falling while the score rises: over-optimised." if len(series[1].x) else ""
+    return figure(
+        "Reward", series, f"What training raises: the reward model\u2019s score, less the price of distance (after KL).{gold}"
+    )
+
+
+def frontier(stage: StageRun) -> str:
+    """Score over the square root of KL, as Gao et al. 2022 draw it; empty where the run logged too little."""
+    distance = dict(zip(*stage.curve("objective/kl")))
+    series, peak = [], None
+    for label, key, colour in (("reward model", "objective/scores", 1), ("gold", "eval/gold_score", 2)):
+        points = [(step, y) for step, y in zip(*stage.curve(key)) if step in distance]
+        if len(points) < 5:
+            continue
+        # Smoothed over steps, not over distance: two noisy readings at one distance are neighbours in time.
+        far = [math.sqrt(max(d, 0.0)) for d in smoothed([distance[step] for step, _ in points])]
+        score = smoothed([y for _, y in points])
+        series.append(Series(label, far, score, colour))
+        if key == "eval/gold_score":
+            top = max(range(len(score)), key=score.__getitem__)
+            peak = (far[top], "gold peak") if top < 0.8 * len(score) else None
+    if not series:
+        return ""
+    spans = [max(s.y) - min(s.y) for s in series]
+    scaled = len(series) > 1 and max(spans) > 4 * min(spans)
+    if scaled:
+        for s, span in zip(series, spans):
+            s.y = [(y - s.y[0]) / (span or 1.0) for y in s.y]
+    axis = " Each curve is drawn in units of its own range." if scaled else ""
+    bend = " Where gold bends down and the reward model does not, stop." if len(series) > 1 else ""
+    text = f"What each step away from the reference buys.{bend}{axis}"
+    return figure("Score over distance", series, text, x_label="square root of KL", mark=peak)
