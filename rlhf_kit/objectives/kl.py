@@ -61,13 +61,13 @@ def kl_loss(
         logprobs, ref_logprobs: (B, R), gradients flow to `logprobs` only.
         mask: (B, R) bool. weights: (B, R) from `token_weights`, the mask itself if None.
     Returns:
-        weighted sum, and sums over valid tokens: `objective/kl`, `count`.
+        weighted sum, and sums over valid tokens: `kl`, `count`.
     """
     check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
     check_mask(mask)
     kl = kl_estimate(valid(logprobs, mask), valid(ref_logprobs.detach(), mask), estimator)
     loss = (kl if weights is None else kl * valid(weights, mask)).sum()
-    return loss, {"objective/kl": kl.detach().sum(), "count": mask.sum()}
+    return loss, {"kl": kl.detach().sum(), "count": mask.sum()}
 
 
 def shape_rewards(

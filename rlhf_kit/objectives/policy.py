@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf_kit.objectives.shapes import check_mask, check_rank, check_shapes, real, valid
+from rlhf_kit.objectives.shapes import check_mask, check_rank, check_shapes, valid
 
 Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum"]
 Level = Literal["token", "sequence", "sequence_mean"]
@@ -88,11 +88,11 @@ def clipped_surrogate(
         dual_clip: more than 1; where A < 0 the loss is at most `-A * dual_clip` (Ye et al. 2020, eq. 5).
         log_ratio_clamp: bound of |log rho|, so that one absurd token cannot make the loss infinite.
         level: rho of a token; of the whole response (`sequence`, product over its tokens: RLOO); or its geometric mean
-            over the tokens (`sequence_mean`: GSPO, Zheng et al. 2025). Both are meant for `sequence_mean` weights.
-        weights: (B, R) from `token_weights`, the mask itself if None.
+            over the tokens (`sequence_mean`: GSPO, Zheng et al. 2025).
+        weights: (B, R) from `token_weights`; if None, every token counts 1, or every response at the sequence levels.
     Returns:
-        weighted sum of the losses, and sums over valid tokens (over responses, at the sequence levels):
-        `policy/approxkl_avg` ((log rho)^2 / 2), `policy/clipfrac_avg`, `val/ratio`, `val/ratio_squared`, `count`.
+        weighted sum of the losses, and sums over valid tokens (over responses, at the sequence levels): `approxkl`
+        ((log rho)^2 / 2), `clipfrac` (the clip binds), `ratio`, `ratio_sq`, and their `count`.
     Raises:
         ValueError: shapes that differ, a mask that is not bool, an option out of range.
     """
@@ -111,7 +111,9 @@ def clipped_surrogate(
     loss = torch.maximum(plain_loss, clipped_loss)
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
-    loss = loss * (mask if weights is None else valid(_weights_like(weights, mask), mask))
+    if weights is None:
+        weights = token_weights(mask, "token_mean" if level == "token" else "sequence_mean")
+    loss = loss * _checked_weights(weights, mask)
 
     with torch.no_grad():
         unit = mask if level == "token" else mask.any(1, keepdim=True)
@@ -119,10 +121,10 @@ def clipped_surrogate(
         if level != "token":
             binds = binds.any(1, keepdim=True)
         stats = {
-            "policy/approxkl_avg": 0.5 * log_ratio.square(),
-            "policy/clipfrac_avg": binds,
-            "val/ratio": ratio,
-            "val/ratio_squared": ratio.square(),
+            "approxkl": 0.5 * log_ratio.square(),
+            "clipfrac": binds,
+            "ratio": ratio,
+            "ratio_sq": ratio.square(),
             "count": unit,
         }
         sums = {name: x.masked_fill(~unit, 0).sum() for name, x in stats.items()}
@@ -145,7 +147,7 @@ def value_loss(
         cliprange_value: c, or None for the plain square.
         weights: (B, R) from `token_weights`, the mask itself if None.
     Returns:
-        weighted sum of the losses, and sums over valid tokens: `val/clipfrac_avg`, `count`.
+        weighted sum of the losses, and sums over valid tokens: `clipfrac`, `count`.
     Raises:
         ValueError: shapes that differ, a mask that is not bool, a clip range that is not positive.
     """
@@ -160,8 +162,8 @@ def value_loss(
         clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
         loss = torch.maximum(plain, (clipped - returns).square())
     binds = (loss > plain).masked_fill(~mask, False)
-    total = 0.5 * (loss * (mask if weights is None else valid(_weights_like(weights, mask), mask))).sum()
-    return total, {"val/clipfrac_avg": binds.sum(), "count": mask.sum()}
+    loss = loss * (mask if weights is None else _checked_weights(weights, mask))
+    return 0.5 * loss.sum(), {"clipfrac": binds.sum(), "count": mask.sum()}
 
 
 def _at_level(log_ratio: Tensor, mask: Tensor, level: Level) -> Tensor:
@@ -175,9 +177,9 @@ def _at_level(log_ratio: Tensor, mask: Tensor, level: Level) -> Tensor:
     raise ValueError(f"level is {level!r}, expected 'token', 'sequence' or 'sequence_mean'")
 
 
-def _weights_like(weights: Tensor, mask: Tensor) -> Tensor:
+def _checked_weights(weights: Tensor, mask: Tensor) -> Tensor:
     check_shapes(mask=mask, weights=weights)
-    return real(weights.detach())
+    return valid(weights.detach(), mask)
 
 
 def _check_clips(cliprange: float, cliprange_high: float | None, dual_clip: float | None, log_ratio_clamp: float) -> None:

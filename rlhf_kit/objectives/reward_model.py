@@ -26,7 +26,7 @@ def pairwise_loss(
         chosen_scores, rejected_scores: (B,). margin: (B,) or None.
         label_smoothing: the chance that a choice is the wrong way round, in [0, 0.5).
     Returns:
-        loss sum, and sums over pairs: `accuracy` (an equal pair counts as wrong), `margin` (r_w - r_l), `mean_reward`,
+        loss sum, and sums over pairs: `accuracy` (ties count half), `margin` (r_w - r_l), `mean_reward`,
         `pairs`.
     Raises:
         ValueError: shapes that differ, an option out of range.
@@ -47,7 +47,7 @@ def pairwise_loss(
     loss = loss + center_coef * (chosen + rejected).square()
     with torch.no_grad():
         stats = {
-            "accuracy": (difference > 0).sum(),
+            "accuracy": torch.where(difference == 0, 0.5, (difference > 0).to(difference.dtype)).sum(),
             "margin": difference.sum(),
             "mean_reward": 0.5 * (chosen + rejected).sum(),
             "pairs": torch.tensor(len(chosen), device=chosen.device),
