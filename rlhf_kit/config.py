@@ -95,7 +95,9 @@ def run_recipe(
         if rank == 0 or joined:
             print(f"error: {error}" if rank == 0 else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop) and os.environ.get("RANK", "0") == "0":  # a loop that saved and left says how to go on
+            print(stop, file=sys.stderr, flush=True)
         sys.exit(130)
 
 

@@ -28,6 +28,7 @@ from rlhf_kit.training.distributed import (
     step_generator,
     step_seed,
 )
+from rlhf_kit.training.metrics import Metrics, read_metrics
 from rlhf_kit.training.optim import clip_grad_norm
 
 
@@ -249,3 +250,18 @@ def test_a_worker_does_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
             time.sleep(0.02)
         act()
     launcher.wait()
+
+
+def test_only_rank_0_reports_and_a_missing_tracker_is_told_to_all(run_ranks: Any, tmp_path: Path) -> None:
+    def work(rank: int) -> str:
+        accelerator = make_accelerator()
+        with pytest.raises(InputError) as caught:
+            Metrics(accelerator, tmp_path, 2, trackers=["nothing"])
+        metrics = Metrics(accelerator, tmp_path, 2)
+        metrics.log(1, {"rank": rank})
+        metrics.close()
+        return str(caught.value)
+
+    first, second = run_ranks(work)
+    assert first == second
+    assert [row["rank"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0]

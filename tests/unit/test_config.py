@@ -209,17 +209,17 @@ def test_a_recipe_says_what_is_wrong_in_one_line_with_status_2(capsys: pytest.Ca
     assert capsys.readouterr().err == "error: --modle is 'm', but there is no such flag: did you mean --model?\n"
 
 
-def test_a_recipe_runs_with_its_config_and_stops_with_130_on_ctrl_c() -> None:
+def test_a_recipe_runs_with_its_config_and_stops_with_130_on_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Example] = []
     run_recipe(seen.append, Example, ["--model", "m"])
     assert seen == [Example("m")]
 
     def interrupted(config: Example) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stopped at step 3")
 
     with pytest.raises(SystemExit) as stop:
         run_recipe(interrupted, Example, ["--model", "m"])
-    assert stop.value.code == 130
+    assert (stop.value.code, capsys.readouterr().err) == (130, "stopped at step 3\n")
 
 
 def test_a_bug_keeps_its_traceback() -> None:
