@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,16 @@ from rlhf_kit.data.shards import TokenShards
 from rlhf_kit.errors import InputError
 
 BUCKET_STEPS = 16
+
+
+class Batches(Protocol):
+    """A dataset seen as optimizer steps."""
+
+    steps_per_epoch: int
+
+    def micro_batches(self, step: int, rank: int, world: int) -> list[Any]:
+        """The micro-batches of one rank at one step of the run: the same number on every rank."""
+        ...
 
 
 @functools.lru_cache(maxsize=4)
