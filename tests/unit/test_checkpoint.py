@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 from rlhf_kit.errors import InputError
 from rlhf_kit.training import checkpoint
 from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
-from rlhf_kit.training.distributed import make_accelerator
+from rlhf_kit.training.distributed import make_accelerator, seed_everything_for_step, step_generator
+from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer, set_learning_rate
 
 
 @pytest.fixture
@@ -83,6 +84,36 @@ def test_what_is_saved_is_loaded_bit_for_bit(checkpoints: Checkpoints) -> None:
     fresh.load_state_dict(shared["optimizer"])
     for old, new in zip(optimizer.state_dict()["state"].values(), fresh.state_dict()["state"].values()):
         assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+def train(checkpoints: Checkpoints, start: int, steps: int, save_at: int = -1) -> list[torch.Tensor]:
+    """A loop as `fit` has it: dropout, AdamW, a schedule, and nothing carried from step to step but what is saved."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.Linear(16, 1))
+    optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
+    if start:
+        found = checkpoints.load_latest()
+        assert found is not None
+        assert found[0] == start
+        model.load_state_dict(found[1]["model"])
+        optimizer.load_state_dict(found[1]["optimizer"])
+    for step in range(start, steps):
+        batch = torch.randn(8, 4, generator=step_generator(0, step, 0, "batch"))
+        seed_everything_for_step(0, step, 0)
+        model(batch).square().sum().backward()
+        clip_grad_norm(model.parameters(), 1.0)
+        set_learning_rate(optimizer, 0.01 * lr_at(step, steps, warmup_steps=2))
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 == save_at:
+            checkpoints.save(save_at, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, {})
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(checkpoints: Checkpoints) -> None:
+    unbroken = train(checkpoints, 0, 10, save_at=4)
+    resumed = train(checkpoints, 4, 10)
+    assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed))
 
 
 def test_the_manifest_says_what_the_files_are(checkpoints: Checkpoints) -> None:
