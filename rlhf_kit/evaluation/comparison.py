@@ -10,6 +10,12 @@ from rlhf_kit.evaluation.charts import number, percent
 from rlhf_kit.evaluation.figures import card, frontier
 from rlhf_kit.evaluation.runs import Run, is_number
 
+# Who may say which answer is better, the most trustworthy first: label, and the words behind a verdict.
+JUDGES = {
+    "gold_win_rate": ("Gold judge", ""),
+    "judge_win_rate": ("Judge", ", by the judge"),
+    "proxy_win_rate": ("Reward model", ", by the reward model it was trained on"),
+}
 SHOWN_SAMPLES = 6
 _BEFORE_AFTER = ("before", "after")
 
@@ -27,7 +33,7 @@ def change_section(run: Run) -> str:
 
 def _win_card(run: Run) -> str:
     rows = []
-    for key, label in (("gold_win_rate", "Gold judge"), ("proxy_win_rate", "Reward model")):
+    for key, (label, _) in JUDGES.items():
         value = run.find(key)
         if not _numbers(value, "win", "tie", "loss"):
             continue
@@ -43,7 +49,7 @@ def _win_card(run: Run) -> str:
         return ""
     caption = "Blue: the trained policy\u2019s answer is better than the starting model\u2019s to the same prompt."
     if len(rows) > 1:
-        caption += " Many more wins under the reward model than under gold: the policy has learned to please it."
+        caption += " Many more wins under the reward model than elsewhere: the policy has learned to please it."
     return card("Who wins, prompt by prompt", "", "".join(rows), caption)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from rlhf_kit.evaluation.charts import THIN, Guide, Series, line_chart, number, percent, reliability_chart, smoothed, thousandths
 from rlhf_kit.evaluation.runs import Run, StageRun, is_number
@@ -181,13 +182,12 @@ def _reward_model(stage: StageRun, run: Run) -> str:
     return (
         figure("Loss (nats a pair)", _both(stage, "loss"), loss, settle=True)
         + figure("Accuracy", _both(stage, "accuracy"), right, percent, guide=guide)
-        + _calibration(stage)
+        + _calibration(stage.evaluation.get("calibration") or run.find("calibration"))
         + figure("Margin", _both(stage, "margin"), margin)
     )
 
 
-def _calibration(stage: StageRun) -> str:
-    found = stage.evaluation.get("calibration")
+def _calibration(found: Any) -> str:
     if not isinstance(found, Mapping):
         return ""
     columns = [found.get(key) or [] for key in ("predicted", "observed", "pairs")]
@@ -196,7 +196,7 @@ def _calibration(stage: StageRun) -> str:
     ):
         return ""
     ece = found.get("ece")
-    legend = f"<span>mean gap (ECE)<b>{percent(ece)}</b></span>" if is_number(ece) else ""
+    legend = f"<span>mean gap (ECE)<b>{percent(float(ece))}</b></span>" if ece is not None and is_number(ece) else ""
     caption = (
         f"When it says 80{THIN}%, is it right in 80{THIN}%? Points below the dashed line: too sure of itself. "
         f"Bars: 95{THIN}% sampling noise."

@@ -11,10 +11,10 @@ import hashlib
 import html
 
 STYLE = """
-:root{color-scheme:light dark;--bg:#f6f6f3;--card:#fff;--ink:#1b1d22;--soft:#5d626d;--faint:#8b909b;--line:#e4e4df;
+:root{color-scheme:light dark;--bg:#f6f6f3;--card:#fff;--ink:#1b1d22;--soft:#5d626d;--faint:#6f7480;--line:#e4e4df;
   --grid:#ececec;--c1:#2f62d9;--c2:#c07a08;--c3:#0f8a78;--c4:#8a4fd0;--good:#16794c;--goodbg:#e8f4ec;--bad:#b3372b;
   --badbg:#fbecea;--tint:#edf2fe;--track:#e0e1e5;--shadow:0 1px 2px rgba(20,22,30,.05),0 4px 14px rgba(20,22,30,.04)}
-@media (prefers-color-scheme:dark){:root{--bg:#121317;--card:#1b1d23;--ink:#e9eaee;--soft:#a6abb8;--faint:#7c8190;
+@media (prefers-color-scheme:dark){:root{--bg:#121317;--card:#1b1d23;--ink:#e9eaee;--soft:#a6abb8;--faint:#8d92a1;
   --line:#2c2f38;--grid:#272a32;--c1:#7ea6ff;--c2:#e8b04a;--c3:#55cbb4;--c4:#c19bff;--good:#6fd3a0;--goodbg:#17291f;
   --bad:#ff9184;--badbg:#32201f;--tint:#1d2536;--track:#343844;--shadow:none}
 }
@@ -62,15 +62,14 @@ h2 small{font-size:14px;font-weight:400;color:var(--soft);letter-spacing:0;margi
 .health details[open] summary::after{content:"hide"}
 .health details .note{border:0;padding:7px 0 0 2px}
 .stages{display:flex;flex-wrap:wrap;gap:0;margin-top:14px;padding:0;overflow:hidden}
-.stage{flex:1 1 220px;padding:15px 18px 16px;border-left:1px solid var(--line);margin-left:-1px;text-decoration:none;
-  color:inherit;min-width:0}
-.stage:hover{background:var(--tint)}
+.stage{display:flex;flex-direction:column;flex:1 1 150px;border-top:1px solid var(--line);margin-top:-1px;
+  padding:15px 18px 16px;border-left:1px solid var(--line);margin-left:-1px;text-decoration:none;color:inherit;min-width:0}
+a.stage:hover{background:var(--tint)}
 .stage .n{font-size:12px;color:var(--faint);font-weight:600}
 .stage .name{font-weight:600;line-height:1.3}
 .stage .result{font-size:13px;color:var(--soft);line-height:1.4;margin-top:2px}
-.stage .time{font-variant-numeric:tabular-nums;font-size:13px;margin-top:9px;display:flex;align-items:center;gap:8px;
-  white-space:nowrap}
-.meter{flex:1;height:5px;border-radius:3px;background:var(--track);overflow:hidden}
+.stage .time{font-variant-numeric:tabular-nums;font-size:13px;margin-top:auto;padding-top:9px;white-space:nowrap}
+.meter{margin-top:4px;height:5px;border-radius:3px;background:var(--track);overflow:hidden}
 .meter i{display:block;height:100%;background:var(--c1);border-radius:3px}
 figure.card{display:flex;flex-direction:column;padding:14px 16px 13px}
 h3{font-size:14.5px;font-weight:600;line-height:1.35}
@@ -170,7 +169,6 @@ h2 small{display:block;margin:2px 0 0}
 .tiles{grid-template-columns:1fr 1fr;gap:10px}
 .tile{padding:12px 14px}
 .tile:first-child:nth-last-child(odd){grid-column:1/-1}
-
 .tile .value{font-size:24px}
 .tile .value small{display:block;margin:0;font-size:12px}
 .answers{grid-template-columns:1fr}

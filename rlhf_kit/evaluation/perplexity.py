@@ -55,7 +55,7 @@ def evaluate_language_model(model: nn.Module, batches: Iterable[LMBatch]) -> dic
         for batch in batches:
             batch = batch.to(device)
             hidden = hidden_states(model, batch.input_ids, batch.attention_mask, batch.position_ids)
-            loss, stats = language_model_loss(hidden, weight, batch.labels, bias=bias)
+            loss, stats = language_model_loss(hidden, weight, batch.labels, bias, position_ids=batch.position_ids)
             loss_sum += float(loss)
             tokens += int(stats["tokens"])
     if tokens == 0:

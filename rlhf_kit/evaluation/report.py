@@ -3,16 +3,18 @@
 It reads what the stages left behind (`runs.py`) and shows what is there. Of `evaluation.json`, of a stage or of the run,
 it knows these keys, all optional; an interval is `{"estimate", "low", "high", "n"}`:
 
-    gold_win_rate, proxy_win_rate     intervals, with shares win/tie/loss      (generation.win_rate)
+    gold_win_rate, judge_win_rate,    intervals, with shares win/tie/loss      (generation.win_rate)
+    proxy_win_rate
     length_controlled_win_rate        interval                                 (generation.length_controlled_win_rate)
     accuracy, calibration, ...        of the reward model                      (reward.summarize_preferences)
     bayes_accuracy                    float, the accuracy nobody can beat      (reward.bayes_accuracy)
     kl                                interval, nats an answer                 (generation.sequence_kl)
     eos_rate, mean_length             floats, of the trained policy            (generation.describe_answers)
+    baseline_mean_length              float, of the model it started from
     perplexity, bits_per_byte         floats                                   (perplexity.evaluate_documents)
     baselines                         {"xz": bits per byte, ...}
     attributes                        [{"name", "before", "after"}]
-    seconds                           float, where the metrics do not hold it
+    seconds, stage_seconds            float and {"pretrain": float, ...}, where the metrics do not hold them
 
 A line of `samples.jsonl`: `prompt, before, after` (text) and optionally `proxy_before, proxy_after, gold_before, gold_after`.
 """
@@ -27,11 +29,11 @@ from typing import Any
 
 from rlhf_kit.errors import InputError
 from rlhf_kit.evaluation.charts import THIN, count, interval_strip, number, percent, smoothed
-from rlhf_kit.evaluation.comparison import change_section, sample_section
+from rlhf_kit.evaluation.comparison import JUDGES, change_section, sample_section
 from rlhf_kit.evaluation.figures import stage_figures
 from rlhf_kit.evaluation.health import health_notes
 from rlhf_kit.evaluation.page import page
-from rlhf_kit.evaluation.runs import Run, StageRun, is_number, read_run, run_from_dict
+from rlhf_kit.evaluation.runs import Run, StageRun, is_number, read_run, run_from_dict, title_of
 
 
 def write_report(run: Path | str | Sequence[Path | str] | Mapping[str, Any] | Run, path: Path | str | None = None) -> Path:
@@ -91,13 +93,14 @@ def _range(value: Mapping[str, float], form: Callable[[float], str]) -> str:
 
 def _verdict(run: Run) -> str:
     """The one sentence a reader takes away, as HTML."""
-    gold, proxy, accuracy = (_interval(run.find(key)) for key in ("gold_win_rate", "proxy_win_rate", "accuracy"))
-    win = gold or proxy
-    if win is not None:
+    accuracy = _interval(run.find("accuracy"))
+    for key, (_, judge) in JUDGES.items():
+        win = _interval(run.find(key))
+        if win is None:
+            continue
         low, high = win.get("low", win["estimate"]), win.get("high", win["estimate"])
         verb = "beats" if low > 0.5 else "loses to" if high < 0.5 else "cannot be told apart from"
         prompts = f" on {count(win['n'])} prompts" if "n" in win else ""
-        judge = "" if gold is not None else ", judged by the reward model it was trained on"
         rate = f"it wins {percent(win['estimate'])} of comparisons{prompts}, a tie being half{judge}"
         return f"The trained policy <b>{verb}</b> the model it started from: {rate}."
     if accuracy is not None:
@@ -140,13 +143,16 @@ def _tiles(run: Run) -> str:
     eos = _interval(run.find("eos_rate")) or _interval(online.last("response/eos_rate") if online else None)
     if eos is not None:
         share, sub = eos["estimate"], f"with a stop token; healthy above 95{THIN}%"
+        before, after = run.find("baseline_mean_length"), run.find("mean_length")
+        if is_number(before) and is_number(after):
+            sub = f"with a stop token<br>{number(before)} \u2192 {number(after)} tokens long"
         tiles.append(_tile("Answers that end", percent(share), "", sub, alarm=share < 0.95))
 
     if not any(tiles):
         tiles = _language_tiles(run)
-    times = [stage.duration for stage in run.stages if stage.duration is not None]
-    if times:
-        tiles.append(_tile("Time", duration(sum(times)), "", f"{len(times)} stages" if len(times) > 1 else ""))
+    if run.seconds is not None:
+        steps = len(run.steps()) or len(run.stages)
+        tiles.append(_tile("Time", duration(run.seconds), "", f"{steps} steps" if steps > 1 else ""))
     found = "".join(tiles)
     return f'<div class="tiles">{found}</div>' if found else ""
 
@@ -154,9 +160,9 @@ def _tiles(run: Run) -> str:
 def _win_tile(run: Run) -> str:
     level = _interval(run.find("length_controlled_win_rate"))
     equal = f"{percent(level['estimate'])} at equal length" if level else ""
-    for key, label in (("gold_win_rate", "Win rate, gold judge"), ("proxy_win_rate", "Win rate, reward model")):
+    for key, (label, _) in JUDGES.items():
         if run.find(key) is not None:
-            return _share_tile(label, run.find(key), equal, (0.5,))
+            return _share_tile(f"Win rate, {label.lower()}", run.find(key), equal, (0.5,))
     return ""
 
 
@@ -223,21 +229,26 @@ def _result(stage: StageRun) -> str:
 
 
 def _pipeline(run: Run) -> str:
-    if len(run.stages) < 2:
+    """Every step with its time; the steps that logged something lead to their plots."""
+    stages = {stage.name: (i, stage) for i, stage in enumerate(run.stages, 1)}
+    times = {name: stage.duration for name, (_, stage) in stages.items()} | run.steps()
+    names = list(run.steps()) if set(stages) <= set(run.steps()) else list(stages)
+    if len(names) < 2:
         return ""
-    longest = max([stage.duration or 0.0 for stage in run.stages])
+    longest = max([times[name] or 0.0 for name in names]) or 1.0
     cells = []
-    for i, stage in enumerate(run.stages, 1):
-        time = ""
-        if stage.duration is not None:
-            share = 100 * stage.duration / longest if longest else 0
-            time = (
-                f'<div class="time"><div class="meter"><i style="width:{share:.1f}%"></i></div>{duration(stage.duration)}</div>'
-            )
-        cells.append(
-            f'<a class="stage" href="#stage-{i}"><div class="n">{i}</div><div class="name">{escape(stage.title)}</div>'
-            f'<div class="result">{_result(stage)}</div>{time}</a>'
-        )
+    for n, name in enumerate(names, 1):
+        seconds, time = times[name], ""
+        if seconds is not None:
+            meter = f'<div class="meter"><i style="width:{100 * seconds / longest:.1f}%"></i></div>'
+            time = f'<div class="time">{duration(seconds)}{meter}</div>'
+        title = stages[name][1].title if name in stages else title_of(name)
+        inside = f'<div class="n">{n}</div><div class="name">{escape(title)}</div>'
+        if name in stages:
+            i, stage = stages[name]
+            cells.append(f'<a class="stage" href="#stage-{i}">{inside}<div class="result">{_result(stage)}</div>{time}</a>')
+        else:
+            cells.append(f'<div class="stage">{inside}{time}</div>')
     return f'<h2>The pipeline</h2><nav class="card stages" aria-label="Stages">{"".join(cells)}</nav>'
 
 

@@ -1,10 +1,12 @@
 """What a run left behind, read back: stage directories with metrics, config, evaluation and samples.
 
     run/                      or one stage directory alone, or a list of them
-      pretrain/ sft/ ...      metrics.jsonl, run_config.yaml, evaluation.json (optional), samples.jsonl (optional)
-      evaluation.json         of the run as a whole (optional), and samples.jsonl
+      pretrain/ sft/ ...      metrics.jsonl, run_config.yaml, evaluation.json, samples.jsonl
+      evaluation/             evaluation.json and samples.jsonl of the run as a whole; both may also stand in run/ itself
+      summary.json            `seconds`, and `stage_seconds` with the time of every step in order
 
-What is missing is left out; what is there and broken is an InputError that names the file and the line.
+Only metrics.jsonl has to be there: it makes a directory a stage. What is missing is left out; what is there and broken is an
+InputError that names the file and the line.
 """
 
 from __future__ import annotations
@@ -26,6 +28,18 @@ _ORDER = ("pretrain", "sft", "reward", "ppo")
 def is_number(value: Any) -> bool:
     """A finite int or float; JSON's NaN and its booleans are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def title_of(name: str) -> str:
+    """The name of a step for people."""
+    known = {
+        "pretrain": "Pretraining",
+        "sft": "Supervised fine-tuning",
+        "reward": "Reward model",
+        "pairs": "Answer pairs",
+        "evaluate": "Evaluation",
+    }
+    return known.get(name.lower(), (name[:1].upper() + name[1:]).replace("_", " "))
 
 
 @dataclass
@@ -63,8 +77,7 @@ class StageRun:
         """The stage's name for people."""
         if self.kind == "online" and self.name.lower() in ("ppo", "rloo", "online"):
             return str(self.config.get("algorithm") or self.name).upper()
-        known = {"pretrain": "Pretraining", "sft": "Supervised fine-tuning", "reward": "Reward model", "rm": "Reward model"}
-        return known.get(self.name.lower(), self.name.replace("_", " "))
+        return title_of(self.name)
 
     @property
     def duration(self) -> float | None:
@@ -90,6 +103,20 @@ class Run:
                 return evaluation[key]
         return None
 
+    def steps(self) -> dict[str, float]:
+        """Seconds of every step of the run in order, those without metrics (a tokenizer, say) included."""
+        found = self.evaluation.get("stage_seconds")
+        return {str(k): float(v) for k, v in found.items() if is_number(v)} if isinstance(found, Mapping) else {}
+
+    @property
+    def seconds(self) -> float | None:
+        """The whole run's time, as far as it is known."""
+        whole = self.evaluation.get("seconds")
+        if is_number(whole):
+            return float(self.evaluation["seconds"])
+        known = [stage.duration for stage in self.stages if stage.duration is not None]
+        return sum(known) if known else None
+
     def all_samples(self) -> list[dict[str, Any]]:
         """The run's samples, or the last stage's that has any."""
         return next((s for s in (self.samples, *(stage.samples for stage in reversed(self.stages))) if s), [])
@@ -113,7 +140,11 @@ def read_run(where: Path | str | Sequence[Path | str]) -> Run:
     if not children:
         raise InputError("run directory", str(root), "expected metrics.jsonl in it or in a directory below it")
     stages = sorted((_read_stage(child) for child in children), key=_place)
-    return Run(root.resolve().name, stages, _read_json(root / "evaluation.json"), _read_lines(root / "samples.jsonl"))
+    evaluation, samples = _read_json(root / "summary.json"), _read_lines(root / "samples.jsonl")
+    for found in (*(child for child in sorted(root.iterdir()) if child.is_dir() and child not in children), root):
+        evaluation |= _read_json(found / "evaluation.json")
+        samples = samples or _read_lines(found / "samples.jsonl")
+    return _with_times(Run(root.resolve().name, stages, evaluation, samples))
 
 
 def run_from_dict(data: Mapping[str, Any]) -> Run:
@@ -127,7 +158,16 @@ def run_from_dict(data: Mapping[str, Any]) -> Run:
         raise InputError("report data 'stages'", str(error), "expected the fields of StageRun") from error
     for stage in stages:
         _check_metrics(stage.metrics, f"stage {stage.name!r}, metrics row")
-    return Run(str(data.get("title", "run")), stages, dict(data.get("evaluation") or {}), list(data.get("samples") or []))
+    evaluation, samples = dict(data.get("evaluation") or {}), list(data.get("samples") or [])
+    return _with_times(Run(str(data.get("title", "run")), stages, evaluation, samples))
+
+
+def _with_times(run: Run) -> Run:
+    for stage in run.stages:
+        seconds = run.steps().get(stage.name)
+        if stage.seconds is None and seconds is not None:
+            stage.seconds = seconds
+    return run
 
 
 def _place(stage: StageRun) -> tuple[int, str]:

@@ -71,8 +71,8 @@ def test_padding_and_packing_do_not_change_the_loss() -> None:
     ids[0], ids[1, :4], labels[0], labels[1, :4] = a, b, a, b
     padded = perplexity.evaluate_language_model(model, [LMBatch(ids, labels, attention_mask=labels != IGNORE)])
     positions = torch.cat([torch.arange(7), torch.arange(4)])[None]
-    first_hidden = torch.cat([a, torch.tensor([IGNORE]), b[1:]])[None]  # nothing predicts the first token of a document
-    packed = perplexity.evaluate_language_model(model, [LMBatch(torch.cat([a, b])[None], first_hidden, position_ids=positions)])
+    both = torch.cat([a, b])[None]  # nothing predicts the first token of the second document
+    packed = perplexity.evaluate_language_model(model, [LMBatch(both, both, position_ids=positions)])
     assert padded["tokens"] == packed["tokens"] == alone["tokens"] == 9
     assert padded["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     assert packed["loss"] == pytest.approx(alone["loss"], rel=1e-6)
@@ -350,6 +350,9 @@ def test_a_reward_model_is_scored_pair_by_pair_in_order() -> None:
     summary = reward.summarize_preferences(scores, bins=2)
     assert summary["accuracy"]["estimate"] == (scores.chosen > scores.rejected).mean()
     assert summary["log_loss"] == reward.log_loss(scores.chosen, scores.rejected)
+    none = torch.zeros(2, 6, dtype=torch.bool)  # rows that only keep the ranks in step
+    idle = PreferenceBatch(ids[:2, 0], none, ids[:2, 1], none)
+    assert reward.score_preferences(model, [batches[0], idle]).chosen.tolist() == scores.chosen[:3].tolist()
     with pytest.raises(InputError, match="preference batches"):
         reward.score_preferences(model, [])
 
