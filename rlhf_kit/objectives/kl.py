@@ -66,8 +66,11 @@ def kl_loss(
     check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
     check_mask(mask)
     kl = kl_estimate(valid(logprobs, mask), valid(ref_logprobs.detach(), mask), estimator)
-    loss = (kl if weights is None else kl * valid(weights, mask)).sum()
-    return loss, {"kl": kl.detach().sum(), "count": mask.sum()}
+    weighted = kl
+    if weights is not None:
+        check_shapes(mask=mask, weights=weights)
+        weighted = kl * valid(weights.detach(), mask)
+    return weighted.sum(), {"kl": kl.detach().sum(), "count": mask.sum()}
 
 
 def shape_rewards(
