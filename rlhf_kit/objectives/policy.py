@@ -16,6 +16,7 @@ from rlhf_kit.objectives.shapes import check_mask, check_rank, check_shapes, val
 
 Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum"]
 Level = Literal["token", "sequence", "sequence_mean"]
+_UNKNOWN_AGGREGATE = "aggregate is {!r}, expected 'token_mean', 'sequence_mean' or 'sequence_sum'"
 
 
 def token_weights(mask: Tensor, aggregate: Aggregate = "token_mean", max_length: int | None = None) -> Tensor:
@@ -42,14 +43,18 @@ def token_weights(mask: Tensor, aggregate: Aggregate = "token_mean", max_length:
         if max_length is None or max_length < 1:
             raise ValueError(f"max_length is {max_length}, expected the longest answer allowed, at least 1")
         return weights / max_length
-    raise ValueError(f"aggregate is {aggregate!r}, expected 'token_mean', 'sequence_mean' or 'sequence_sum'")
+    raise ValueError(_UNKNOWN_AGGREGATE.format(aggregate))
 
 
 def aggregate_units(mask: Tensor, aggregate: Aggregate = "token_mean") -> Tensor:
     """What to divide by, once summed over the whole optimizer step: valid tokens, or answers that have any; a long scalar."""
     check_rank(2, mask=mask)
     check_mask(mask)
-    return mask.sum() if aggregate == "token_mean" else mask.any(1).sum()
+    if aggregate == "token_mean":
+        return mask.sum()
+    if aggregate in ("sequence_mean", "sequence_sum"):
+        return mask.any(1).sum()
+    raise ValueError(_UNKNOWN_AGGREGATE.format(aggregate))
 
 
 def truncated_importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, *, cap: float = 2.0) -> Tensor:
