@@ -31,6 +31,12 @@ _REQUESTS = (
     "Write a story that takes place {at}, with {hero} and {thing}.",
     "Please tell me a story with {thing}, {at}, about {hero}.",
 )
+_TITLES = (
+    "This is a story about {hero} and {thing} {at}.",
+    "Here is what happened to {hero} and {thing} {at}.",
+    "This story takes place {at}, with {hero} and {thing}.",
+    "A story with {thing}, {at}, about {hero}:",
+)
 _QUESTIONS = (
     (("Where does {someone} live?", "Where is the home of {someone}?"), "{who.name} lives {home}."),
     (("What does {someone} like to eat?", "What is the favorite food of {someone}?"), "{who.name} likes to eat {who.food}."),
@@ -99,13 +105,24 @@ def _thing(thing: str, rng: Random) -> str:
     return rng.choice((use, f"{use} {story}", f"{story} {use}"))
 
 
+def _titled_story(rng: Random) -> str:
+    """A story, half of the time after a sentence that says what it is about: so a base model learns to follow a request."""
+    hero, thing, place, plot = _draw(rng, "train")
+    story = write_story(rng, Request(hero, thing, place, plot))
+    if rng.random() < 0.5:
+        return story
+    title = rng.choice(_TITLES)
+    return f"{title.format(hero=CHARACTERS[hero].full, thing=f'a {PLOTS[plot]} {thing}', at=_at(place))} {story}"
+
+
 def stories(n: int, seed: int = 0) -> Iterator[str]:
-    """`n` pretraining documents: four in five a story of 26 to 70 words, the rest facts about characters, places and objects."""
+    """`n` pretraining documents: four in five a story of 26 to 70 words (every other one
+    after a sentence that announces it), the rest facts about characters, places and objects."""
     rng = Random(f"stories-{seed}")
     for _ in range(n):
         kind = rng.random()
         if kind < 0.8:
-            yield write_story(rng, Request(*_draw(rng, "train")))
+            yield _titled_story(rng)
         elif kind < 0.92:
             yield _about(CHARACTERS[rng.choice(_NAMES)], rng)
         elif kind < 0.96:

@@ -65,6 +65,7 @@ class _Story:
     last: str = ""  # the character mentioned last
     vivid: set[str] = field(default_factory=set)
     used: set[int] = field(default_factory=set)
+    nooks: set[str] = field(default_factory=set)  # where somebody has looked
 
 
 class _Pen:
@@ -128,6 +129,10 @@ class _Pen:
     def _slot(self, slot: Slot) -> str:
         story, rng, name = self.story, self.rng, slot.name
         hero = story.hero
+        if name == "nook":
+            nook = rng.choice([n for n in CHOICES[name] if n not in story.nooks])  # what was not there is not found there
+            story.nooks.add(nook)
+            return nook
         if name in CHOICES:
             return rng.choice(CHOICES[name])
         if name == "who":
