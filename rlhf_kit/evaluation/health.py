@@ -38,10 +38,11 @@ def _late(values: list[float]) -> float:
 
 
 def _finite(stage: StageRun) -> list[Note]:
+    """Numbers that are not finite, as they are or as the metrics file writes them (null, with a count `nonfinite`)."""
     for row in stage.metrics:
         for key, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                text = f"{key} is {value} at step {row['step']}: everything after it is suspect."
+            if (isinstance(value, float) and not math.isfinite(value)) or (value is None and row.get("nonfinite")):
+                text = f"{key} is {value or 'not a number'} at step {count(row['step'])}: everything after it is suspect."
                 return [Note(False, f"{stage.title}: a number is not finite", text)]
     return []
 

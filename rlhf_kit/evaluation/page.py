@@ -33,10 +33,11 @@ h2 small{font-size:14px;font-weight:400;color:var(--soft);letter-spacing:0;margi
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px 18px;box-shadow:var(--shadow);
   min-width:0}
 .grid.fill{grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr))}
-.tiles{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(196px,1fr));margin:26px 0 14px}
+.tiles{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(172px,1fr));margin:26px 0 14px}
+.tile{padding:15px 15px 16px}
 .tile .label{font-size:13px;color:var(--soft);font-weight:500}
-.tile .value{font-size:28px;white-space:nowrap;line-height:1.2;font-weight:650;letter-spacing:-.02em;margin-top:2px;
-  font-variant-numeric:tabular-nums}
+.tile .value{font-size:clamp(21px,2.3vw,28px);white-space:nowrap;line-height:1.2;font-weight:650;letter-spacing:-.02em;
+  margin-top:2px;font-variant-numeric:tabular-nums}
 .tile .value small{font-size:14px;font-weight:500;color:var(--soft);letter-spacing:0;margin-left:4px}
 .tile .value.alarm{color:var(--bad)}
 .tile .sub{font-size:12.5px;color:var(--soft);line-height:1.4;margin-top:4px}
@@ -61,8 +62,8 @@ h2 small{font-size:14px;font-weight:400;color:var(--soft);letter-spacing:0;margi
 .health summary::after{content:"show";color:var(--faint);font-size:13px;margin-left:auto}
 .health details[open] summary::after{content:"hide"}
 .health details .note{border:0;padding:7px 0 0 2px}
-.stages{display:flex;flex-wrap:wrap;gap:0;margin-top:14px;padding:0;overflow:hidden}
-.stage{display:flex;flex-direction:column;flex:1 1 150px;border-top:1px solid var(--line);margin-top:-1px;
+.stages{display:grid;grid-template-columns:repeat(auto-fit,minmax(148px,1fr));margin-top:14px;padding:0;overflow:hidden}
+.stage{display:flex;flex-direction:column;border-top:1px solid var(--line);margin-top:-1px;
   padding:15px 18px 16px;border-left:1px solid var(--line);margin-left:-1px;text-decoration:none;color:inherit;min-width:0}
 a.stage:hover{background:var(--tint)}
 .stage .n{font-size:12px;color:var(--faint);font-weight:600}
@@ -174,7 +175,8 @@ h2 small{display:block;margin:2px 0 0}
 .answers{grid-template-columns:1fr}
 .answer+.answer{border-left:0;border-top:1px solid var(--line)}
 .answer.best{border-top:3px solid var(--c1)}
-.stage{flex-basis:100%;border-left:0;margin:0;border-top:1px solid var(--line)}
+.stages{grid-template-columns:1fr}
+.stage{border-left:0;margin:0;border-top:1px solid var(--line)}
 .stage:first-child{border-top:0}
 }
 @media print{body{background:#fff}

@@ -179,9 +179,8 @@ def _language_tiles(run: Run) -> list[str]:
             else []
         )
         tiles.append(_tile("Text prediction", number(density), "bits a byte", " \u00b7 ".join(beside) or "on held-out text"))
-    speed = sorted(stage.curve("tokens_per_second")[1])
-    if speed:
-        tiles.append(_tile("Speed", count(speed[len(speed) // 2]), "tokens/s", "median over the run"))
+    if stage.speed is not None:
+        tiles.append(_tile("Speed", count(stage.speed[0]), escape(stage.speed[1]), "median over the run"))
     return tiles
 
 
@@ -259,12 +258,11 @@ def _stage(i: int, stage: StageRun, run: Run) -> str:
     plots = stage_figures(stage, run)
     if not plots:
         return ""
-    speed = sorted(stage.curve("tokens_per_second")[1])
     facts = [
         _result(stage),
         f"{count(max(float(row['step']) for row in stage.metrics))} steps" if stage.metrics else "",
         duration(stage.duration) if stage.duration is not None else "",
-        f"{count(speed[len(speed) // 2])} tokens/s" if speed else "",
+        f"{count(stage.speed[0])} {escape(stage.speed[1])}" if stage.speed is not None else "",
     ]
     small = " \u00b7 ".join(fact for fact in facts if fact)
     return f'<h2 id="stage-{i}">{escape(stage.title)} <small>{small}</small></h2><div class="grid">{plots}</div>'

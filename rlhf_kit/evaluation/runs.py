@@ -81,10 +81,19 @@ class StageRun:
 
     @property
     def duration(self) -> float | None:
-        """Seconds the stage took: what it was told, or what it logged."""
+        """Seconds the stage took: what it was told, or what it logged. A resumed run's clock starts anew, and is added."""
         if self.seconds is not None:
             return self.seconds
-        return self.last("seconds")
+        clock = [float(row["seconds"]) for row in self.metrics if is_number(row.get("seconds"))]
+        ends = [now for now, after in zip(clock, [*clock[1:], 0.0]) if after < now]
+        return sum(ends) if clock else None
+
+    @property
+    def speed(self) -> tuple[float, str] | None:
+        """The median rate over the run and its unit: `(5200.0, "tokens/s")`."""
+        keys = sorted({key for row in self.metrics for key in row if key.endswith("_per_second")})
+        rates = sorted(self.curve(keys[0])[1]) if keys else []
+        return (rates[len(rates) // 2], keys[0].removesuffix("_per_second") + "/s") if rates else None
 
 
 @dataclass

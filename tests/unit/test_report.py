@@ -339,6 +339,15 @@ def test_stages_stand_in_the_order_of_the_pipeline(tmp_path: Path) -> None:
     assert run.find("unknown") is None
 
 
+def test_the_clock_of_a_resumed_stage_is_added_to_the_time_before() -> None:
+    rows = [{"step": i, "seconds": seconds} for i, seconds in enumerate([1.0, 5.0, 9.0, 2.0, 4.0])]
+    assert StageRun("sft", rows).duration == 9 + 4
+    assert StageRun("sft", rows, seconds=1.5).duration == 1.5
+    assert StageRun("sft", [{"step": 1}]).duration is None
+    pairs = [{"step": i, "pairs_per_second": rate} for i, rate in enumerate([7.0, 9.0, 8.0])]
+    assert StageRun("reward", pairs).speed == (8.0, "pairs/s")
+
+
 # ---- health -----------------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +379,13 @@ def test_a_healthy_run_raises_no_alarm_and_says_what_was_checked() -> None:
 )
 def test_each_sickness_raises_its_own_alarm_and_no_other(metric: str, values: Any, alarm: str) -> None:
     assert failed(StageRun("ppo", online_metrics(**{metric: values}))) == [alarm]
+
+
+def test_a_number_written_as_null_because_it_was_not_finite_is_seen() -> None:
+    assert failed(StageRun("sft", [{"step": 1, "train/loss": None, "nonfinite": 1}])) == [
+        "Supervised fine-tuning: a number is not finite"
+    ]
+    assert failed(StageRun("sft", [{"step": 1, "note": None}])) == []
 
 
 def test_a_noisy_kl_round_zero_is_no_alarm() -> None:
