@@ -81,12 +81,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
     """Any `transformers` tokenizer; one without a pad token pads with its eos (masks, not ids, say what is valid).
 
     Raises:
         InputError: nothing loadable there, or no eos token to stop at.
     """
+    path_or_name = str(path_or_name)
     if path_or_name.startswith((".", "/", "~")) and not Path(path_or_name).is_dir():
         raise InputError("tokenizer", path_or_name, "expected a folder: it does not exist")
     try:

@@ -161,6 +161,15 @@ def test_length_buckets_halve_the_padding():
     assert padded < 1.25 * lengths.sum()
 
 
+def test_long_steps_come_at_another_time_in_each_epoch():
+    examples = [(np.full(n, 5, dtype=np.int32), np.full(n, 5, dtype=np.int32)) for n in range(1, 129)]
+    batches = ExampleBatches(examples, 8, 8)
+    widths = [batches.micro_batches(step, 0, 1)[0].input_ids.shape[1] for step in range(32)]
+    first, second = np.argsort(widths[:16]), np.argsort(widths[16:])
+    assert (first != second).sum() > 8
+    assert not (np.diff(widths[:16]) > 0).all()  # nor from short to long
+
+
 def test_the_last_partial_step_is_dropped_only_on_demand():
     for kind in KINDS.values():
         batches = kind(61, drop_last=True)

@@ -85,13 +85,19 @@ def test_one_flipped_bit_is_refused(folder, suffix):
         TokenShards(folder)
 
 
-def test_an_interrupted_writing_is_not_taken_for_a_corpus(tokenizer, tmp_path):
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupted_writing_is_not_taken_for_a_corpus(tokenizer, tmp_path, monkeypatch, again):
+    monkeypatch.setattr("rlhf_kit.data.shards.BATCH_CHARS", 1_000)
+    if again:
+        write_shards(TEXTS, tokenizer, tmp_path)
+
     def documents():
-        yield from TEXTS * 40
+        yield from TEXTS
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_shards(documents(), tokenizer, tmp_path, shard_tokens=100)
+        write_shards(documents(), tokenizer, tmp_path, shard_tokens=100, overwrite=again)
+    assert len(list(tmp_path.glob("*.tokens"))) > 3
     with pytest.raises(InputError, match="the shards are unfinished"):
         TokenShards(tmp_path)
     write_shards(TEXTS, tokenizer, tmp_path, shard_tokens=10_000)

@@ -116,7 +116,7 @@ def test_every_digit_is_a_token_of_its_own(tokenizer):
 
 def test_a_saved_tokenizer_is_loaded_as_it_was(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    loaded = load_tokenizer(str(tmp_path))
+    loaded = load_tokenizer(tmp_path)
     assert loaded.chat_template == CHAT_TEMPLATE
     assert encode_chat(loaded, CHAT) == encode_chat(tokenizer, CHAT)
     assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
