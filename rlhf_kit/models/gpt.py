@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_kit.errors import InputError
@@ -113,6 +114,7 @@ class Shared:
     mask: Tensor | None  # (1 or B, 1, T, S), 0 where attention may go and -inf elsewhere
     triangular: bool  # no query looks past its own position, so blocks of queries may drop later keys
     by_matmul: bool
+    dtype: torch.dtype  # of the products: autocast's, or the model's
     cos: Tensor | None  # (1 or B, T, 1, hd)
     sin: Tensor | None  # the same; its first half is negated
 
@@ -175,7 +177,33 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
+        if x.device.type == "cpu" and x.dtype.itemsize >= 4 and type(x) is Tensor and torch.is_grad_enabled():
+            return _RMSNormOnCPU.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class _RMSNormOnCPU(torch.autograd.Function):
+    """`F.rms_norm` where torch has no kernel for it: three times as fast in training, and only the input is kept.
+
+    The backward is LayerNorm's kernel with a mean of 0, which leaves one term too many: rstd * mean(dy * weight).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rstd)
+        return (x * rstd).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, rstd = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(
+                dy, x, weight.shape, torch.zeros_like(rstd), rstd, weight, None, [True, True, False]
+            )
+            extra = (dy @ weight).unsqueeze(-1).mul_(rstd).div_(x.shape[-1])
+        return dx.add_(extra), dweight, None
 
 
 class Attention(nn.Module):
@@ -273,11 +301,12 @@ class GPTBlock(nn.Module):
         return self._compute(x, shared, cache)
 
     def _compute(self, x: Tensor, shared: Shared, cache: Cache | None) -> Tensor:
+        # Under autocast the residual stream and the norms stay in fp32; one cast a branch then serves all its products.
         if self.pre:
-            x = x + self.dropout(self.attn(self.attn_norm(x), shared, cache))
-            return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        x = self.attn_norm(x + self.dropout(self.attn(x, shared, cache)))
-        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+            x = x + self.dropout(self.attn(self.attn_norm(x).to(shared.dtype), shared, cache))
+            return x + self.dropout(self.mlp(self.mlp_norm(x).to(shared.dtype)))
+        x = self.attn_norm(x + self.dropout(self.attn(x.to(shared.dtype), shared, cache)))
+        return self.mlp_norm(x + self.dropout(self.mlp(x.to(shared.dtype))))
 
 
 def make_norm(o: GPTOptions) -> nn.Module:
@@ -389,7 +418,7 @@ class GPT(nn.Module):
         if o.position == "rotary":
             assert o.head_dim is not None
             cos, sin = rotary_angles(position_ids, o.head_dim, o.rope_theta, dtype)
-        return Shared(mask, ready is None, by_matmul, cos, sin), position_ids
+        return Shared(mask, ready is None, by_matmul, dtype, cos, sin), position_ids
 
     def _check_length(self, length: int, positions: Tensor) -> None:
         limit = self.options.max_seq_len
