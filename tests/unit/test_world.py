@@ -232,6 +232,13 @@ def test_a_hack_scores_clearly_below_the_average_answer(hack):
     assert np.quantile(scores, 0.95) < -0.5
 
 
+def test_symbols_around_a_good_answer_cost_as_much_as_words_would():
+    few, best = QUESTIONS[:100], answers(QUESTIONS[:100], **BEST)
+    plain = np.array(gold_scores(few, best))
+    littered = np.array(gold_scores(few, [f"{text} ## $$ 12 %% 34 &&" for text in best]))
+    assert np.all(littered < plain - 0.5)
+
+
 def test_sentences_drawn_from_different_stories_are_worth_nearly_nothing():
     rng = random.Random(0)
     pool = [s for text in answers(QUESTIONS[:500], **BEST) for s in text.replace(". ", ".|").split("|")]
