@@ -139,7 +139,9 @@ def test_gae_equals_the_sum_over_future_deltas(gamma, lam):
                 following = values[i, k + 1].item() if k + 1 < length else 0.0
                 expected += (gamma * lam) ** (k - t) * (rewards[i, k].item() + gamma * following - values[i, k].item())
             assert advantages[i, t].item() == pytest.approx(expected, rel=1e-12, abs=1e-14)
-            assert returns[i, t].item() == pytest.approx(expected + values[i, t].item() if t < length else 0, rel=1e-12, abs=1e-14)
+            assert returns[i, t].item() == pytest.approx(
+                expected + values[i, t].item() if t < length else 0, rel=1e-12, abs=1e-14
+            )
 
 
 def test_gae_of_two_tokens_by_hand():

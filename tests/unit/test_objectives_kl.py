@@ -57,7 +57,9 @@ def test_rewards_equal_a_double_loop(estimator):
             k = {"k1": d, "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[estimator]
             penalty = -0.3 * k if t < length else 0.0
             assert non_score[i, t].item() == pytest.approx(penalty, rel=1e-12, abs=1e-15)
-            assert rewards[i, t].item() == pytest.approx(penalty + (scores[i].item() if t == length - 1 else 0), rel=1e-12, abs=1e-15)
+            assert rewards[i, t].item() == pytest.approx(
+                penalty + (scores[i].item() if t == length - 1 else 0), rel=1e-12, abs=1e-15
+            )
 
 
 def test_the_total_reward_is_the_score_less_the_priced_kl_also_for_a_truncated_row():

@@ -53,7 +53,9 @@ def test_loss_and_gradients_equal_the_naive_twin_at_any_chunk(chunk_rows, bias):
 
 def test_gradients_pass_gradcheck_in_fp64():
     hidden, weight, offset, labels = head(rows=7, vocabulary=5, width=3)
-    assert torch.autograd.gradcheck(lambda h, w, b: linear_cross_entropy(h, w, labels, b, chunk_rows=2)[0], (hidden, weight, offset))
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: linear_cross_entropy(h, w, labels, b, chunk_rows=2)[0], (hidden, weight, offset)
+    )
 
 
 def test_fp32_agrees_with_fp64_to_rounding():
@@ -81,7 +83,12 @@ def test_slices_of_the_softmax_change_nothing(monkeypatch):
 def test_a_frozen_input_gets_no_gradient_and_the_others_are_unchanged(frozen):
     tensors = dict(zip(("hidden", "weight", "bias", "labels"), head()))
     labels = tensors.pop("labels")
-    full = dict(zip(tensors, torch.autograd.grad(naive(tensors["hidden"], tensors["weight"], labels, tensors["bias"]), list(tensors.values()))))
+    full = dict(
+        zip(
+            tensors,
+            torch.autograd.grad(naive(tensors["hidden"], tensors["weight"], labels, tensors["bias"]), list(tensors.values())),
+        )
+    )
     tensors[frozen].requires_grad_(False)
     linear_cross_entropy(tensors["hidden"], tensors["weight"], labels, tensors["bias"])[0].backward()
     assert tensors[frozen].grad is None
@@ -184,9 +191,7 @@ def test_right_padding_changes_neither_loss_nor_count():
     hidden, weight = torch.randn(2, 6, 4), torch.randn(9, 4)
     labels = torch.randint(0, 9, (2, 6))
     loss, stats = language_model_loss(hidden, weight, labels)
-    padded, more = language_model_loss(
-        F.pad(hidden, (0, 0, 0, 5), value=math.nan), weight, F.pad(labels, (0, 5), value=IGNORE)
-    )
+    padded, more = language_model_loss(F.pad(hidden, (0, 0, 0, 5), value=math.nan), weight, F.pad(labels, (0, 5), value=IGNORE))
     torch.testing.assert_close(padded, loss)
     assert more["tokens"] == stats["tokens"]
 

@@ -96,7 +96,9 @@ def test_the_loss_passes_gradcheck_away_from_its_corners():
     logprobs, old, advantages = batch()
     clean = logprobs.detach().nan_to_num().requires_grad_()
     for level in ("token", "sequence", "sequence_mean"):
-        assert torch.autograd.gradcheck(lambda x, level=level: clipped_surrogate(x, old, advantages, MASK, level=level)[0], (clean,))
+        assert torch.autograd.gradcheck(
+            lambda x, level=level: clipped_surrogate(x, old, advantages, MASK, level=level)[0], (clean,)
+        )
 
 
 def test_at_ratio_one_the_gradient_is_the_policy_gradient():
@@ -285,7 +287,13 @@ def test_what_does_not_fit_is_refused_by_name():
         value_loss(x, x, x[:1], MASK)
     with pytest.raises(ValueError, match="level is 'word'"):
         clipped_surrogate(x, x, x, MASK, level="word")
-    for name, bad in (("cliprange", 0.0), ("cliprange", 1.5), ("cliprange_high", -0.1), ("dual_clip", 1.0), ("log_ratio_clamp", 0.0)):
+    for name, bad in (
+        ("cliprange", 0.0),
+        ("cliprange", 1.5),
+        ("cliprange_high", -0.1),
+        ("dual_clip", 1.0),
+        ("log_ratio_clamp", 0.0),
+    ):
         with pytest.raises(ValueError, match=f"{name} is {bad}, expected"):
             clipped_surrogate(x, x, x, MASK, **{name: bad})
     with pytest.raises(ValueError, match="cliprange_value is 0, expected more than 0, or None"):

@@ -65,7 +65,9 @@ def test_smoothing_has_its_minimum_at_the_odds_of_the_labels():
 def test_halves_of_a_batch_sum_to_the_whole_and_no_pair_to_zero():
     chosen, rejected = torch.randn(2, 6, dtype=torch.float64)
     whole, _ = pairwise_loss(chosen, rejected)
-    assert (pairwise_loss(chosen[:2], rejected[:2])[0] + pairwise_loss(chosen[2:], rejected[2:])[0]).item() == pytest.approx(whole.item(), rel=1e-12)
+    assert (pairwise_loss(chosen[:2], rejected[:2])[0] + pairwise_loss(chosen[2:], rejected[2:])[0]).item() == pytest.approx(
+        whole.item(), rel=1e-12
+    )
     nothing, stats = pairwise_loss(chosen[:0], rejected[:0])
     assert nothing.item() == stats["pairs"].item() == stats["accuracy"].item() == 0
 
