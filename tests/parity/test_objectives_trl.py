@@ -28,7 +28,7 @@ MASK = torch.arange(6) < LENGTHS.unsqueeze(1)
 
 @pytest.fixture
 def grpo_trainer(monkeypatch):
-    """TRL's module, without its client for a vLLM server: that imports `requests`, which TRL does not declare."""
+    """TRL's module, without its client for a vLLM server: that imports `requests`, which comes with TRL's vllm extra."""
     client = ModuleType("trl.generation.vllm_client")
     client.__dict__["VLLMClient"] = object
     monkeypatch.setitem(sys.modules, client.__name__, client)

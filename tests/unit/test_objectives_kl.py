@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused_by_name():
         shape_rewards(scores[:2], x, x, MASK, 0.1)
     with pytest.raises(ValueError, match=r"scores has shape \(3, 1\), expected 1 dimension$"):
         shape_rewards(scores[:, None], x, x, MASK, 0.1)
-    with pytest.raises(ValueError, match="mask has dtype torch.float32, expected torch.bool"):
+    with pytest.raises(ValueError, match=r"mask has dtype torch\.float32, expected torch\.bool"):
         shape_rewards(scores, x, x, MASK.float(), 0.1)
     with pytest.raises(ValueError, match="ref_logprobs has shape"):
         shape_rewards(scores, x, x[:, :3], MASK, 0.1)
@@ -165,5 +165,5 @@ def test_what_does_not_fit_is_refused_by_name():
         with pytest.raises(ValueError, match="expected more than 0"):
             AdaptiveKL(**options)
     for kl in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="objective/kl is .*, expected a finite number"):
+        with pytest.raises(ValueError, match=r"objective/kl is .*, expected a finite number"):
             AdaptiveKL().update(kl, 1)

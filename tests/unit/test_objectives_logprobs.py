@@ -162,7 +162,7 @@ def test_padded_responses_are_scattered_back_and_padding_is_never_computed():
 def test_what_does_not_fit_is_refused_by_name():
     hidden, weight, _, targets = head()
     for temperature in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="temperature is .*, expected more than 0"):
+        with pytest.raises(ValueError, match=r"temperature is .*, expected more than 0"):
             linear_logprobs(hidden, weight, targets, temperature=temperature)
     with pytest.raises(ValueError, match="entropy_grad is True"):
         linear_logprobs(hidden, weight, targets, with_entropy=False, entropy_grad=True)
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused_by_name():
     ids, mask = torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"hidden has shape \(2, 4, 5\), expected \(2, 3, 5\)"):
         response_logprobs(torch.zeros(2, 4, 5), weight.float(), ids, mask)
-    with pytest.raises(ValueError, match="response_mask has dtype torch.int64"):
+    with pytest.raises(ValueError, match=r"response_mask has dtype torch\.int64"):
         response_logprobs(torch.zeros(2, 3, 5), weight.float(), ids, mask.long())
     with pytest.raises(ValueError, match="response_mask has shape"):
         response_logprobs(torch.zeros(2, 3, 5), weight.float(), ids, mask[:1])

@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_refused_by_name():
         clipped_surrogate(x, x[:, :1], x, MASK)
     with pytest.raises(ValueError, match=r"advantages has shape \(4,\), expected \(3, 4\)"):
         clipped_surrogate(x, x, x[0], MASK)
-    with pytest.raises(ValueError, match="mask has dtype torch.float32"):
+    with pytest.raises(ValueError, match=r"mask has dtype torch\.float32"):
         clipped_surrogate(x, x, x, MASK.float())
     with pytest.raises(ValueError, match="weights has shape"):
         clipped_surrogate(x, x, x, MASK, weights=x[:1])
