@@ -178,7 +178,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         if x.device.type == "cpu" and x.dtype.itemsize >= 4 and type(x) is Tensor and torch.is_grad_enabled():
-            return _RMSNormOnCPU.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+            return _RMSNormOnCPU.apply(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 

@@ -89,7 +89,7 @@ def test_an_imported_model_has_the_same_logits_and_gradients_in_fp32(layout: str
     ids = torch.randint(3, 61, (2, 9))
     a, b = ours(ids, attention_mask=torch.ones_like(ids)).logits, theirs(ids).logits
     assert (a - b).abs().max() <= 1e-6 * b.abs().max()
-    for model, out in ((ours, a), (theirs, b)):
+    for out in (a, b):
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
     ga, gb = ours.get_input_embeddings().weight.grad, theirs.get_input_embeddings().weight.grad
     assert (ga - gb).abs().max() <= 1e-5 * gb.abs().max()  # type: ignore[operator, union-attr]  # sums over more terms

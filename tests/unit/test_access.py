@@ -166,9 +166,9 @@ def test_what_would_be_wrong_is_refused_by_name() -> None:
     scorer, ids = build("ours", False, scorer=True), torch.randint(1, 50, (2, 3))
     with pytest.raises(InputError, match="attention_mask row is 1"):
         scalar_scores(scorer, ids, torch.tensor([[True] * 3, [False] * 3]))
-    with pytest.raises(InputError, match="reward_model.architecture is 'GPTForCausalLM'"):
+    with pytest.raises(InputError, match=r"reward_model.architecture is 'GPTForCausalLM'"):
         scalar_head(build("ours", False, scorer=False))
-    with pytest.raises(InputError, match="reward_model.num_labels is 2, expected 1"):
+    with pytest.raises(InputError, match=r"reward_model.num_labels is 2, expected 1"):
         scalar_head(GPTForSequenceClassification(GPTConfig(**OURS, num_labels=2)))
     cohere = CohereForCausalLM(
         CohereConfig(**IDS, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -176,5 +176,5 @@ def test_what_would_be_wrong_is_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"model.config.logit_scale is 0\.0625"):
         output_head(cohere)
     adapted = get_peft_model(LANGUAGE_MODELS["ours"](), LoraConfig(r=2, target_modules=["lm_head"]))
-    with pytest.raises(InputError, match="model.lm_head"):
+    with pytest.raises(InputError, match=r"model\.lm_head"):
         output_head(adapted)

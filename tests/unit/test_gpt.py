@@ -249,6 +249,13 @@ def test_packed_documents_equal_the_same_documents_alone(kind: dict[str, Any]) -
             start += n
 
 
+def test_a_hole_in_the_mask_hides_that_token_alone() -> None:
+    gpt, tokens = make(torch.float64), ids(1, 6)
+    kept = torch.tensor([True, True, False, True, True, True])
+    holed = gpt(tokens, attention_mask=kept[None])
+    torch.testing.assert_close(holed[:, kept], gpt(tokens[:, kept]), rtol=1e-12, atol=1e-12)
+
+
 def test_gradients_do_not_cross_documents() -> None:
     gpt, tokens = make(), ids(1, 6)
     embeds = gpt.embed_tokens(tokens).detach().requires_grad_()
@@ -345,6 +352,15 @@ def test_attention_by_matmul_equals_the_fused_kernel(monkeypatch: pytest.MonkeyP
     g = torch.randn_like(q)
     for a, b in zip(torch.autograd.grad(ours, (q, k, v), g), torch.autograd.grad(theirs, (q, k, v), g), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("T", [1, 10])
+def test_attention_by_matmul_drops_weights_and_keeps_their_mean(T: int) -> None:
+    q, k, v = (torch.randn(4, 4, n, 8) for n in (T, 500, 500))
+    mask = torch.zeros(1, 1, T, 500)
+    out = _attend_by_matmul(q, k, torch.ones_like(v), Shared(mask, False, True, torch.float32, None, None), 0.5)
+    assert (out - 1).abs().min() > 0  # without dropout every output is the mean of ones
+    assert out.mean().item() == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("padded", [False, True])
