@@ -62,14 +62,15 @@ def _attribute_card(run: Run) -> str:
     body = []
     for row in rows:
         scale = 1.0 if shares else max(abs(row["before"]), abs(row["after"])) or 1.0
-        body.append(f'<div class="pair"><div class="what">{escape(str(row.get("name", "")))}</div>')
+        body.append(f'<div class="pair"><div class="what">{escape(str(row.get("name", "")).replace("_", " "))}</div>')
         for side in _BEFORE_AFTER:
             width, text = 100 * abs(row[side]) / scale, (percent if shares else number)(row[side])
             body.append(f'<div class="bar {side}"><i style="width:{width:.1f}%"></i></div><div class="num {side}">{text}</div>')
         body.append("</div>")
     legend = '<span class="k0"><i></i>before</span><span class="k1"><i></i>after</span>'
     caption = "What the answers are like, by measures that are not the reward. Look for those that moved without being asked to."
-    return card("Attributes of the answers", legend, "".join(body), caption)
+    dense = " dense" if len(rows) > 5 else ""
+    return card("Attributes of the answers", legend, f'<div class="pairs{dense}">{"".join(body)}</div>', caption)
 
 
 def sample_section(run: Run) -> str:
@@ -104,7 +105,7 @@ def _sample(i: int, sample: Mapping[str, Any]) -> str:
         pills = '<span class="pill">better</span>' if best == side else ""
         if best == "tie":
             pills = '<span class="pill quiet">tie</span>'
-        if gold is not None and proxy == side != gold:
+        if gold in _BEFORE_AFTER and proxy == side != gold:
             pills += '<span class="pill quiet">the reward model prefers this</span>'
         scores = "".join(
             f"<span>{word} <b>{number(sample[f'{judge}_{side}'])}</b></span>"

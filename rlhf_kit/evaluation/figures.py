@@ -114,7 +114,6 @@ ONLINE = (
         Guide(0.98, 1.02, "healthy"),
     ),
     GRADIENT,
-    LEARNING_RATE,
     Plot(
         "objective/kl_coef",
         "KL coefficient",
@@ -159,7 +158,7 @@ def card(title: str, legend: str, content: str, caption: str) -> str:
 def stage_figures(stage: StageRun, run: Run) -> str:
     """All plots of a stage, as HTML."""
     if stage.kind == "online":
-        return _reward(stage) + "".join(plot.draw(stage) for plot in ONLINE)
+        return _rewards(stage) + "".join(plot.draw(stage) for plot in ONLINE)
     caption = "It should fall and flatten. Held out rising while training falls means overfitting."
     own = figure("Loss (nats a token)", _both(stage, "loss"), caption, settle=True)
     if stage.kind == "reward":
@@ -204,20 +203,19 @@ def _calibration(found: Any) -> str:
     return card("Calibration", legend, reliability_chart(columns[0], columns[1], columns[2]), caption)
 
 
-def _reward(stage: StageRun) -> str:
+def _rewards(stage: StageRun) -> str:
     series = [
         Series("score", *stage.curve("objective/scores"), smooth=True),
-        Series("gold", *stage.curve("eval/gold_score"), colour=2, smooth=True),
         Series("after KL", *stage.curve("objective/rlhf_reward"), colour=3, smooth=True),
     ]
-    gold = " Gold falling while the score rises: over-optimised." if len(series[1].x) else ""
-    return figure(
-        "Reward", series, f"What training raises: the reward model\u2019s score, less the price of distance (after KL).{gold}"
-    )
+    gold = [Series("gold", *stage.curve("eval/gold_score"), colour=2, smooth=True)]
+    raised = "What training raises: the reward model\u2019s score, less the price of distance (after KL)."
+    watched = "The true aim, watched and never trained on. Falling while the score rises: over-optimised."
+    return figure("Reward", series, raised) + figure("Gold score", gold, watched)
 
 
 def frontier(stage: StageRun) -> str:
-    """Score over the square root of KL, as Gao et al. 2022 draw it; empty where the run logged too little."""
+    """Score gained over the square root of KL, as Gao et al. 2022 draw it; empty where the run logged too little."""
     distance = dict(zip(*stage.curve("objective/kl")))
     series, peak = [], None
     for label, key, colour in (("reward model", "objective/scores", 1), ("gold", "eval/gold_score", 2)):
@@ -227,18 +225,12 @@ def frontier(stage: StageRun) -> str:
         # Smoothed over steps, not over distance: two noisy readings at one distance are neighbours in time.
         far = [math.sqrt(max(d, 0.0)) for d in smoothed([distance[step] for step, _ in points])]
         score = smoothed([y for _, y in points])
-        series.append(Series(label, far, score, colour))
-        if key == "eval/gold_score":
-            top = max(range(len(score)), key=score.__getitem__)
-            peak = (far[top], "gold peak") if top < 0.8 * len(score) else None
-    if not series:
-        return ""
-    spans = [max(s.y) - min(s.y) for s in series]
-    scaled = len(series) > 1 and max(spans) > 4 * min(spans)
-    if scaled:
-        for s, span in zip(series, spans):
-            s.y = [(y - s.y[0]) / (span or 1.0) for y in s.y]
-    axis = " Each curve is drawn in units of its own range." if scaled else ""
+        rounding = 1e-9 * max(map(abs, score))
+        gain = [y - score[0] if abs(y - score[0]) > rounding else 0.0 for y in score]  # the two scores have different zeros
+        series.append(Series(label, far, gain, colour))
+        top = max(range(len(gain)), key=gain.__getitem__)
+        if key == "eval/gold_score" and gain[top] - gain[-1] > 0.1 * (max(gain) - min(gain)):
+            peak = (far[top], "gold peak")
     bend = " Where gold bends down and the reward model does not, stop." if len(series) > 1 else ""
-    text = f"What each step away from the reference buys.{bend}{axis}"
-    return figure("Score over distance", series, text, x_label="square root of KL", mark=peak)
+    text = f"What each step away from the reference buys, counted from the start.{bend}"
+    return figure("Score gained over distance", series, text, x_label="square root of KL", mark=peak)

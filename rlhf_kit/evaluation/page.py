@@ -124,14 +124,17 @@ svg.chart{display:block;width:100%;height:auto;overflow:visible;font-family:inhe
 .row{margin-top:13px}
 .row:first-of-type{margin-top:8px}
 .row .head{display:flex;justify-content:space-between;gap:10px;font-size:13.5px}
-.row .head span{color:var(--soft);font-variant-numeric:tabular-nums;text-align:right}
+.row .head span{font-size:12.5px;white-space:nowrap;color:var(--soft);font-variant-numeric:tabular-nums;text-align:right}
 .pair{display:grid;grid-template-columns:minmax(90px,34%) 1fr 62px;gap:3px 12px;align-items:center;font-size:13.5px;
   margin-top:11px}
 .pair .what{grid-row:span 2;line-height:1.3;overflow-wrap:anywhere}
 .pair .num{font-variant-numeric:tabular-nums;font-size:12.5px;text-align:right;color:var(--soft)}
 .pair .num.after{color:var(--ink);font-weight:600}
 .bar{height:9px;border-radius:3px;background:var(--track)}
-.bar i{display:block;height:100%;border-radius:3px;min-width:2px;background:var(--faint)}
+.bar i{display:block;height:100%;border-radius:3px;background:var(--faint)}
+.dense .pair{margin-top:6px;gap:1px 12px;font-size:12.5px}
+.dense .bar{height:6px}
+.dense .num{font-size:11.5px;line-height:1.35}
 .bar.after i{background:var(--c1)}
 .samples{display:grid;gap:16px}
 .sample{padding:0;overflow:hidden}

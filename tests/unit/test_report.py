@@ -169,7 +169,7 @@ def test_one_page_tells_the_whole_run(tmp_path: Path) -> None:
         "Loss (nats a pair)",
         "Calibration mean gap (ECE) 5.3 %",
         "Reward score",
-        "Score over distance",
+        "Score gained over distance",
     ):
         assert title in text
     for title in (
@@ -183,8 +183,8 @@ def test_one_page_tells_the_whole_run(tmp_path: Path) -> None:
         assert title in text
     assert "polite 31 % 84 %" in text
     assert "nested.depth none" in text
-    assert page.count("svg", role="img") == 3 + 3 + 6 + 1 + 10  # two language stages, the reward model, the frontier, PPO
-    assert page.count("p", **{"class": "caption"}) == page.count("figure", **{"class": "card"}) == 25
+    assert page.count("svg", role="img") == 3 + 3 + 6 + 1 + 11  # two language stages, the reward model, the frontier, PPO
+    assert page.count("p", **{"class": "caption"}) == page.count("figure", **{"class": "card"}) == 26
     assert "nan" not in text.lower()
 
 
@@ -256,6 +256,16 @@ def test_the_better_answer_is_marked_by_gold_before_the_reward_model(tmp_path: P
     assert first.startswith(" Before better Because. gold 0.80 reward model 0 After the reward model prefers this So it is.")
     assert second.startswith(" Before Because. reward model 0 After better So it is. reward model 1.00")
     assert "Show 3 more" in page.text
+
+
+def test_the_gold_peak_is_marked_where_gold_bends_down_and_only_there(tmp_path: Path) -> None:
+    def page(name: str, gold: Any) -> Page:
+        return Page(write_report(write_stage(tmp_path / name, online_metrics(eval_gold_score=gold))))
+
+    bent = page("bent", lambda t: t * (1 - t))
+    assert "gold peak" in bent.text
+    assert "gold peak" not in page("rising", lambda t: t).text
+    assert "gold peak" not in page("flat", lambda t: -4.6).text
 
 
 @pytest.mark.parametrize(
