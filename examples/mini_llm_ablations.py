@@ -3,7 +3,7 @@
     python examples/mini_llm_ablations.py --group ladder    MiniLLM mended step by step
     python examples/mini_llm_ablations.py --group faults    our GPT with one fault at a time
     python examples/mini_llm_ablations.py --group rates     both models at several learning rates
-    python examples/mini_llm_ablations.py --group depth --n_layers 12 --d_model 64
+    python examples/mini_llm_ablations.py --group depth --n_layers 12 --d_model 48
 
 Parameters that a change sets free go into the feed-forward layers, so every row of a table has the same number of them.
 """
@@ -52,6 +52,8 @@ class AblationConfig(MiniLLMConfig):
     """As in mini_llm.py, and which models to train."""
 
     group: Literal["ladder", "faults", "rates", "depth"] = "ladder"
+    steps: int = 200
+    held_out: int = 300
     timed_rounds: int = 15  # steps of every model, in turn, for the ratio of times
 
 

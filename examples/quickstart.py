@@ -35,7 +35,8 @@ class QuickstartConfig:
 
 def main(config: QuickstartConfig) -> dict[str, Any]:
     """Run the stages in order; write report.html and summary.json."""
-    out, seconds = config.output_dir, {}
+    out = config.output_dir
+    seconds: dict[str, float] = {}
 
     def run(name: str, recipe: Any, cls: Any, **overrides: Any) -> Any:
         flags = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]

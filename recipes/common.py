@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 
@@ -15,7 +15,7 @@ from rlhf_kit.data.shards import read_texts
 from rlhf_kit.models.loading import Lora
 from rlhf_kit.training.distributed import make_accelerator
 
-HELD_OUT = "heldout"
+Split = Literal["train", "heldout"]
 
 
 @dataclass
@@ -24,7 +24,7 @@ class LoraFields:
 
     lora_rank: int = 0  # 0: train all weights
     lora_alpha: int = 32
-    lora_target_modules: tuple[str, ...] = ()  # empty: peft's choice for the model
+    lora_target_modules: tuple[str, ...] = ()  # empty: every Linear but the head
 
 
 def lora_of(config: LoraFields) -> Lora | None:
@@ -46,17 +46,17 @@ def documents(data: str, *, count: int, seed: int) -> Iterable[str]:
     return world.stories(count, seed) if data == "world" else read_texts(data)
 
 
-def demonstrations(data: str, *, count: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
+def demonstrations(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:
     """`{"messages": [...]}` records."""
     return world.instructions(count, seed, split=split) if data == "world" else records.load_sft(data)
 
 
-def preferences(data: str, *, count: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
+def preferences(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:
     """`{"prompt": [...], "chosen": [...], "rejected": [...]}` records."""
     return world.preferences(count, seed, split=split) if data == "world" else records.load_preferences(data)
 
 
-def prompts(data: str, *, count: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
+def prompts(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:
     """`{"prompt": [...]}` records."""
     return world.prompts(count, seed, split=split) if data == "world" else records.load_prompts(data)
 

@@ -138,10 +138,10 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
         }
     if config.attributes is not None:
         measure: Any = load_function(config.attributes, "--attributes")
-        found = {side: [measure(p, a) for p, a in zip(asked, answers[side])] for side in answers}
+        measured = {side: [measure(p, a) for p, a in zip(asked, answers[side])] for side in answers}
         result["attributes"] = [
-            {"name": name, **{side: float(np.mean([row[name] for row in found[side]])) for side in ("before", "after")}}
-            for name in found["after"][0]
+            {"name": name, **{side: float(np.mean([row[name] for row in measured[side]])) for side in ("before", "after")}}
+            for name in measured["after"][0]
         ]
     samples = []
     for i, prompt in enumerate(asked[: config.samples]):
@@ -154,7 +154,9 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
 @torch.no_grad()
 def answer_kl(policy: Any, reference: Any, parts: list[Rollout], config: EvaluateConfig) -> dict[str, float]:
     """KL(policy || reference) in nats an answer, with its interval, on the policy's own answers."""
-    ours, theirs, masks = [], [], []
+    ours: list[torch.Tensor] = []
+    theirs: list[torch.Tensor] = []
+    masks: list[torch.Tensor] = []
     for part in parts:
         for index in by_length(part, config.batch_size):
             rows = part.rows(index)

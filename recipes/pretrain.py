@@ -70,7 +70,11 @@ def main(config: PretrainConfig) -> dict[str, float]:
         f"{model.num_parameters():,} parameters; {train.num_tokens:,} tokens to train on, {held_out.num_tokens:,} held out"
     )
 
-    shape = {"sequence_length": config.sequence_length, "micro_batch_size": config.micro_batch_size, "seed": config.seed}
+    shape: dict[str, Any] = {
+        "sequence_length": config.sequence_length,
+        "micro_batch_size": config.micro_batch_size,
+        "seed": config.seed,
+    }
     return fit(
         LanguageModelling(model),
         TokenBatches(train, batch_size=config.batch_size, **shape),

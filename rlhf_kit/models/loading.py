@@ -24,7 +24,7 @@ from rlhf_kit.models.access import scalar_head, unwrap
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA adapter (Hu et al. 2021): rank, alpha, and the modules it is put on (None: peft's choice for the model)."""
+    """A LoRA adapter (Hu et al. 2021): rank, alpha, and the modules it is put on (None: every Linear but the head)."""
 
     rank: int = 16
     alpha: int = 32
@@ -118,7 +118,7 @@ def _load(auto: Any, path: str | Path, *, dropout: float | None, **options: Any)
 
 
 def _add_lora(model: Any, lora: Lora, task: TaskType) -> Any:
-    targets = list(lora.target_modules) if lora.target_modules else getattr(unwrap(model), "lora_target_modules", None)
+    targets = list(lora.target_modules) if lora.target_modules else "all-linear"
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type=task)
     try:
         return get_peft_model(model, config)

@@ -48,7 +48,7 @@ def join(rollout: Rollout) -> Joined:
     """Move all padding of [query | response] to the right, and trim what no row needs."""
     ids = torch.cat([rollout.query_ids, rollout.response_ids], 1)
     mask = torch.cat([rollout.query_mask, rollout.response_mask], 1)
-    order = mask.long().argsort(1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
+    order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
     rows, slots = rollout.response_mask.nonzero(as_tuple=True)
     cols = rollout.query_mask.sum(1)[rows] + slots
     return Joined(ids.gather(1, order), mask.gather(1, order), rows, cols, slots)
@@ -145,4 +145,4 @@ def collect(
 def by_length(rollout: Rollout, size: int) -> list[Tensor]:
     """Row indices in micro-batches of `size`, rows of like length together: padding is work."""
     lengths = rollout.query_mask.sum(1) + rollout.response_mask.sum(1)
-    return list(lengths.argsort(stable=True).split(size))
+    return list(lengths.argsort(dim=0, stable=True).split(size))

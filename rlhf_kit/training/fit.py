@@ -24,7 +24,7 @@ from rlhf_kit.models.loading import reload_weights
 from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
 from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step
 from rlhf_kit.training.metrics import Metrics
-from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer
+from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer, set_learning_rate
 from rlhf_kit.training.stages import Stage
 
 MAX_BAD_STEPS = 10  # consecutive non-finite gradients before the run is given up
@@ -61,13 +61,13 @@ class FitConfig:
     trackers: tuple[str, ...] = ()  # any of tensorboard, trackio, wandb
 
 
-def total_steps(config: FitConfig, batches: Batches[Any]) -> int:
+def total_steps(config: FitConfig, batches: Batches) -> int:
     """Optimizer steps of the run."""
     return config.max_steps if config.max_steps is not None else max(1, round(config.epochs * batches.steps_per_epoch))
 
 
 @torch.no_grad()
-def evaluate(stage: Stage, batches: Batches[Any], accelerator: Accelerator, limit: int | None = None) -> dict[str, float]:
+def evaluate(stage: Stage, batches: Batches, accelerator: Accelerator, limit: int | None = None) -> dict[str, float]:
     """Loss and statistics a unit over the first `limit` batches of a pass, all ranks together: `eval/loss`, ..."""
     training = stage.training
     stage.eval()
@@ -85,12 +85,12 @@ def evaluate(stage: Stage, batches: Batches[Any], accelerator: Accelerator, limi
 
 def fit(
     stage: Stage,
-    train: Batches[Any],
+    train: Batches,
     config: FitConfig,
     accelerator: Accelerator,
     *,
     tokenizer: Any,
-    eval_batches: Batches[Any] | None = None,
+    eval_batches: Batches | None = None,
     before_save: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Train `stage.model` and leave it, with its tokenizer, in `config.output_dir`.
@@ -121,12 +121,15 @@ def fit(
     parameters = [p for p in raw.parameters() if p.requires_grad]
 
     checkpoints = Checkpoints(config.output_dir / "trainer_state", accelerator, keep=config.keep_checkpoints)
-    start, best, best_step, bad_steps = 0, math.inf, -1, 0
-    if config.resume and (found := checkpoints.load_latest()) is not None:
+    start, best, best_step = 0, math.inf, -1
+    skipped = bad_steps = 0  # non-finite steps in all, and in a row
+    if not config.resume:
+        checkpoints.refuse_existing()
+    elif (found := checkpoints.load_latest()) is not None:
         start, shared, _ = found
         raw.load_state_dict(shared["stage"])
         optimizer.load_state_dict(shared["optimizer"])
-        best, best_step = shared["best"], shared["best_step"]
+        best, best_step, skipped = shared["best"], shared["best_step"], shared["skipped"]
     metrics = Metrics(
         accelerator, config.output_dir, steps, trackers=config.trackers, resume_step=start if config.resume else None
     )
@@ -159,17 +162,15 @@ def fit(
                 schedule=config.schedule,
                 final_fraction=config.final_lr_fraction,
             )
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor
+            set_learning_rate(optimizer, config.learning_rate * factor)
             if math.isfinite(norm):
                 optimizer.step()
                 bad_steps = 0
             else:
-                bad_steps += 1
+                skipped, bad_steps = skipped + 1, bad_steps + 1
                 if bad_steps >= MAX_BAD_STEPS:
-                    raise InputError(
-                        "grad_norm", norm, f"for {bad_steps} steps in a row: lower --learning_rate or check the data"
-                    )
+                    mend = f"as in each of the last {bad_steps} steps: lower --learning_rate or check the data"
+                    raise InputError("grad_norm", norm, mend)
             optimizer.zero_grad(set_to_none=True)
 
             # 4. Report, evaluate, save.
@@ -178,7 +179,8 @@ def fit(
             if done % config.log_every == 0 or done == steps:
                 totals = reduce_sum(accelerator, window)
                 means = {f"train/{k}": v / max(totals["units"], 1.0) for k, v in totals.items() if k != "units"}
-                metrics.log(done, {**means, "lr": config.learning_rate * factor, "grad_norm": norm}, units=totals["units"])
+                means |= {"lr": config.learning_rate * factor, "grad_norm": norm, "train/skipped_steps": skipped}
+                metrics.log(done, means, units=totals["units"])
                 window = {}
             evaluating = done == steps or (config.eval_every > 0 and done % config.eval_every == 0)
             if eval_batches is not None and evaluating:
@@ -189,7 +191,8 @@ def fit(
                     save_model_dir(raw.model, tokenizer, config.output_dir, accelerator)
             stopping = stop.requested()
             if stopping or (config.save_every > 0 and done % config.save_every == 0 and done < steps):
-                state = {"stage": raw.state_dict(), "optimizer": optimizer.state_dict(), "best": best, "best_step": best_step}
+                progress = {"best": best, "best_step": best_step, "skipped": skipped}
+                state = {"stage": raw.state_dict(), "optimizer": optimizer.state_dict(), **progress}
                 checkpoints.save(done, shared=state, local={})
             if stopping:
                 metrics.close()

@@ -29,8 +29,6 @@ from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_
 from rlhf_kit.training.metrics import Metrics
 from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer
 
-MAX_BAD_STEPS = 10  # consecutive non-finite gradients before the run is given up
-
 
 class Prompts(Protocol):
     """Prompts as a function of the step (`rlhf_kit.data.batching.PromptBatches`)."""
@@ -102,6 +100,7 @@ class Learner(nn.Module):
             tokens: valid tokens in the whole minibatch, over all ranks.
         """
         config, mask = self.config, part.response_mask
+        assert part.old_logprobs is not None
         logprobs, entropy = response_logprobs(self.policy, part, temperature=config.temperature)
         policy_sum, stats = clipped_surrogate(
             logprobs, part.old_logprobs, advantages, mask, cliprange=config.cliprange, level=self.algorithm.ratio
@@ -109,6 +108,7 @@ class Learner(nn.Module):
         loss = policy_sum / units
         stats |= {"policy_loss": policy_sum.detach(), "entropy": (entropy.detach() * mask).sum()}
         if self.critic is not None:
+            assert part.values is not None
             values = response_values(self.critic, part)
             value_sum, value_stats = value_loss(values, part.values, returns, mask, cliprange_value=config.cliprange_value)
             loss = loss + config.vf_coef * value_sum / tokens
@@ -165,7 +165,9 @@ def online(
 
     checkpoints = Checkpoints(config.output_dir / "trainer_state", accelerator, keep=config.keep_checkpoints)
     start, optimizer_steps = 0, 0
-    if config.resume and (found := checkpoints.load_latest()) is not None:
+    if not config.resume:
+        checkpoints.refuse_existing()
+    elif (found := checkpoints.load_latest()) is not None:
         start, shared, _ = found
         raw.load_state_dict(shared["learner"])
         optimizer.load_state_dict(shared["optimizer"])
@@ -195,6 +197,8 @@ def online(
                 # 2. Judge them; an answer that never stopped pays for it.
                 rollout.scores = scorer(rollout, rows) - config.missing_eos_penalty * (~rollout.ended)
                 gold = monitor(rollout, rows) if monitor is not None else None
+            assert rollout.old_logprobs is not None
+            assert rollout.ref_logprobs is not None
             rewards, non_score = shape_rewards(
                 rollout.scores,
                 rollout.old_logprobs,
@@ -272,13 +276,14 @@ def update(
     Returns:
         Averages over all valid tokens of all passes, under TRL's names, with `optimizer_steps`.
     Raises:
-        InputError: `MAX_BAD_STEPS` non-finite gradients in a row.
+        InputError: no gradient of the whole rollout was finite.
     """
     config = raw.config
     policy_parameters = [p for p in raw.policy.parameters() if p.requires_grad]
     critic_parameters = [] if raw.critic is None else [p for p in raw.critic.parameters() if p.requires_grad]
     sums: dict[str, float] = {}
-    norms, taken, bad = [], 0, 0
+    norms: list[float] = []  # of the policy's gradients; a step that is not finite is skipped, on all ranks alike
+    norm = 0.0
     for epoch in range(config.num_epochs):
         generator = step_generator(config.seed, step, accelerator.process_index, f"minibatch-{epoch}", "cpu")
         order = torch.randperm(len(rollout.response_ids), generator=generator).to(advantages.device)
@@ -308,13 +313,12 @@ def update(
             critic_norm = clip_grad_norm(critic_parameters, config.max_grad_norm) if critic_parameters else 0.0
             if math.isfinite(norm) and math.isfinite(critic_norm):
                 optimizer.step()
-                taken, bad = taken + 1, 0
                 norms.append(norm)
-            else:
-                bad += 1
-                if bad >= MAX_BAD_STEPS:
-                    raise InputError("grad_norm", norm, f"for {bad} steps in a row: lower --learning_rate")
             optimizer.zero_grad(set_to_none=True)
+    if not norms:
+        raise InputError(
+            "grad_norm", norm, "expected a finite one in some step of the rollout: lower --learning_rate or check the reward"
+        )
     totals = reduce_sum(accelerator, {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()})
     terms, tokens = totals["terms"], totals["tokens"]
     ratio = totals["ratio"] / terms
@@ -325,8 +329,9 @@ def update(
         "policy/entropy_avg": totals["entropy"] / tokens,
         "val/ratio": ratio,
         "val/ratio_var": max(totals["ratio_sq"] / terms - ratio**2, 0.0),
-        "grad_norm": sum(norms) / max(len(norms), 1),
-        "optimizer_steps": float(taken),
+        "grad_norm": sum(norms) / len(norms),
+        "val/skipped_steps": float(config.num_epochs * config.num_minibatches - len(norms)),
+        "optimizer_steps": float(len(norms)),
     }
     if raw.critic is not None:
         result |= {"loss/value_avg": totals["value_loss"] / tokens, "val/clipfrac_avg": totals["value_clipfrac"] / tokens}
@@ -404,7 +409,7 @@ def tensor_reducer(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
     """A sum over ranks for small tensors, as the objectives ask for it."""
     if accelerator.num_processes == 1:
         return lambda tensor: tensor
-    return lambda tensor: accelerator.reduce(tensor, reduction="sum")  # type: ignore[no-any-return]
+    return lambda tensor: accelerator.reduce(tensor, reduction="sum")
 
 
 def check_online_config(config: OnlineConfig, algorithm: Algorithm, critic: nn.Module | None, world: int) -> None:

@@ -1,0 +1,290 @@
+"""Loop two on a world of 8 tokens: what an optimizer step is, where the score lands, what resumes, what is refused."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.closed_form import LENGTH, PROMPTS, VOCAB, WorldPrompts
+from rlhf_kit.errors import InputError
+from rlhf_kit.models.access import scalar_values
+from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
+from rlhf_kit.models.loading import Lora, load_causal_lm, load_scalar_model
+from rlhf_kit.rollout.experience import response_logprobs
+from rlhf_kit.training import online as module
+from rlhf_kit.training.distributed import make_accelerator
+from rlhf_kit.training.online import OnlineConfig, online
+
+EOS = 7
+
+
+class Saves:
+    """A tokenizer as far as the loop needs one."""
+
+    pad_token_id = 0
+
+    def save_pretrained(self, path, **_):
+        """Nothing to save."""
+
+
+def policy_model(dropout: float = 0.0) -> GPTForCausalLM:
+    torch.manual_seed(0)
+    return GPTForCausalLM(GPTConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=16, dropout=dropout))
+
+
+def critic_model() -> GPTForSequenceClassification:
+    torch.manual_seed(1)
+    return GPTForSequenceClassification(
+        GPTConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=16, num_labels=1)
+    )
+
+
+def count_threes(rollout, rows):
+    """One point for every token 3."""
+    return ((rollout.response_ids == 3) & rollout.response_mask).sum(1).float()
+
+
+BASE = OnlineConfig(
+    total_steps=3, batch_size=16, micro_batch_size=5, num_epochs=2, num_minibatches=2, max_new_tokens=LENGTH + 2,
+    learning_rate=1e-2, save_every=0, kl_coef=0.1, missing_eos_penalty=0.0,
+)  # fmt: skip
+
+
+def run(path, policy=None, critic=None, scorer=count_threes, reference="copy", prompts=None, **changes):
+    policy = policy or policy_model()
+    config = replace(BASE, output_dir=path, **changes)
+    steps = []
+    result = online(
+        policy,
+        prompts or WorldPrompts(config.batch_size, config.group_size),
+        scorer,
+        config,
+        make_accelerator(),
+        tokenizer=Saves(),
+        eos_ids=(EOS,),
+        reference=copy.deepcopy(policy) if reference == "copy" else reference,
+        critic=critic or (critic_model() if config.algorithm == "ppo" else None),
+        on_step=lambda step, rollout, stats: steps.append((rollout, stats)),
+    )
+    return policy, result, steps
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def logged(path, key):
+    return [row[key] for line in (path / "metrics.jsonl").read_text().splitlines() if key in (row := json.loads(line))]
+
+
+@pytest.mark.parametrize(("algorithm", "group"), [("ppo", 1), ("rloo", 4)])
+def test_the_reward_rises(tmp_path, algorithm, group):
+    _, _, steps = run(tmp_path, algorithm=algorithm, group_size=group, total_steps=25, batch_size=32)
+    first, last = steps[0][1]["objective/scores"], steps[-1][1]["objective/scores"]
+    assert last > first + 1.0
+    assert steps[-1][1]["objective/kl"] > 0.1
+
+
+def test_before_the_first_update_the_kl_is_zero_and_the_ratio_one(tmp_path):
+    _, _, steps = run(tmp_path, total_steps=1, num_epochs=1, num_minibatches=1)
+    stats = steps[0][1]
+    assert stats["objective/kl"] == 0.0
+    assert abs(stats["val/ratio"] - 1.0) < 1e-5
+    assert stats["policy/approxkl_avg"] < 1e-10
+    assert stats["policy/clipfrac_avg"] == 0.0
+    assert stats["val/sampler_logprob_gap"] < 1e-5
+
+
+def test_minibatches_are_optimizer_steps(tmp_path):
+    _, result, _ = run(tmp_path, total_steps=2, num_epochs=3, num_minibatches=4)
+    assert result["val/optimizer_steps"] == 2 * 3 * 4
+
+
+def test_micro_batches_do_not_change_the_update(tmp_path):
+    whole, _, _ = run(tmp_path / "a", micro_batch_size=16)
+    parts, _, _ = run(tmp_path / "b", micro_batch_size=3)
+    # Sums in another order; Adam makes of a rounding difference in a gradient near 0 one of up to the learning rate.
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=0, atol=1e-3)
+
+
+def test_reported_reward_is_score_minus_the_price_of_the_kl(tmp_path):
+    _, _, steps = run(tmp_path, total_steps=4)
+    for rollout, stats in steps:
+        kl = ((rollout.old_logprobs - rollout.ref_logprobs) * rollout.response_mask).sum(1)
+        assert stats["objective/kl"] == pytest.approx(float(kl.mean()), abs=1e-6)
+        assert stats["objective/rlhf_reward"] == pytest.approx(float((rollout.scores - 0.1 * kl).mean()), abs=1e-5)
+
+
+def test_the_eos_is_trained_and_carries_the_score(tmp_path):
+    """With a reward for stopping at once, only a policy whose EOS gets gradient learns to stop."""
+
+    def stop_early(rollout, rows):
+        return -rollout.lengths.float()
+
+    _, _, steps = run(tmp_path, scorer=stop_early, total_steps=20, batch_size=32, kl_coef=0.0)
+    assert steps[-1][1]["response/length"] < 0.6 * steps[0][1]["response/length"]
+    assert steps[-1][1]["response/eos_rate"] > 0.95
+    rollout = steps[0][0]
+    last = rollout.lengths - 1
+    stopped = rollout.response_ids.gather(1, last[:, None])[:, 0] == EOS
+    assert torch.equal(stopped, rollout.ended)
+
+
+def test_an_answer_that_never_stops_pays(tmp_path):
+    _, _, steps = run(tmp_path, total_steps=1, missing_eos_penalty=5.0)
+    rollout = steps[0][0]
+    assert 0 < int(rollout.ended.sum()) < len(rollout.ended)
+    assert torch.equal(rollout.scores, count_threes(rollout, []) - 5.0 * (~rollout.ended))
+
+
+class Killed(Exception):
+    """The machine went away."""
+
+
+class KilledAt(WorldPrompts):
+    """Prompts that fail at one step, as a killed process would."""
+
+    def batch(self, step, rank, world):
+        if step == 5:
+            raise Killed
+        return super().batch(step, rank, world)
+
+
+@pytest.mark.parametrize(("algorithm", "group"), [("ppo", 1), ("rloo", 2)])
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, algorithm, group):
+    options = {
+        "algorithm": algorithm,
+        "group_size": group,
+        "total_steps": 7,
+        "save_every": 2,
+        "kl_target": 0.05,
+        "kl_horizon": 50.0,
+    }
+    whole_critic, critic = critic_model(), critic_model()
+    whole, _, _ = run(tmp_path / "whole", critic=whole_critic if algorithm == "ppo" else None, **options)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", prompts=KilledAt(16, group), **options)
+    resumed, _, steps = run(tmp_path / "killed", critic=critic if algorithm == "ppo" else None, resume=True, **options)
+    assert len(steps) == 3  # from the checkpoint of step 4
+    assert torch.equal(weights(resumed), weights(whole))
+    if algorithm == "ppo":
+        assert torch.equal(weights(critic), weights(whole_critic))
+    for key in ("objective/scores", "objective/kl_coef", "val/optimizer_steps"):
+        assert logged(tmp_path / "killed", key) == logged(tmp_path / "whole", key)
+    assert len(set(logged(tmp_path / "whole", "objective/kl_coef"))) > 1  # the controller did move
+
+
+def test_the_critic_is_saved_and_reads_the_reward_at_its_start(tmp_path):
+    reward_model = critic_model()
+    reward_model.config.score_bias = 0.75
+    reward_model.save_pretrained(tmp_path / "reward")
+    critic = load_scalar_model(tmp_path / "reward")
+    ids = torch.tensor([PROMPTS[2] + (1, 2, EOS)])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    score = reward_model(input_ids=ids, attention_mask=mask).logits[0, 0]
+    torch.testing.assert_close(scalar_values(critic, ids, mask)[0, -1], score)
+    run(tmp_path / "ppo", critic=critic, total_steps=2)
+    saved = load_scalar_model(tmp_path / "ppo" / "critic")
+    assert torch.equal(weights(saved), weights(critic))
+    assert not torch.equal(weights(saved), weights(reward_model))
+    assert saved.config.score_bias == 0.75
+
+
+def test_dropout_is_off_in_every_forward(tmp_path):
+    policy = policy_model(dropout=0.5)
+    _, _, steps = run(tmp_path, policy=policy, total_steps=1, num_epochs=1, num_minibatches=1)
+    assert abs(steps[0][1]["val/ratio"] - 1.0) < 1e-5
+    rollout = steps[0][0]
+    first, second = (response_logprobs(policy, rollout, temperature=1.0)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_lora_moves_the_adapter_alone_and_its_base_is_the_reference(tmp_path):
+    policy_model().save_pretrained(tmp_path / "base")
+    policy = load_causal_lm(tmp_path / "base", lora=Lora(rank=4))
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    _, _, steps = run(tmp_path / "out", policy=policy, reference=None, algorithm="rloo", group_size=4, total_steps=6)
+    moved = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "lora_" in name}
+    assert steps[0][1]["objective/kl"] == 0.0
+    assert steps[-1][1]["objective/kl"] != 0.0
+    merged = load_causal_lm(tmp_path / "out")
+    rollout = steps[-1][0]
+    expected, _ = response_logprobs(policy, rollout, temperature=1.0)
+    found, _ = response_logprobs(merged, rollout, temperature=1.0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # merging adds the product to the weight: another rounding
+
+
+def test_gradients_of_policy_and_critic_are_clipped_each_by_its_own_norm(tmp_path, monkeypatch):
+    clipped = []
+
+    def record(parameters, max_norm):
+        norm = original(parameters, max_norm)
+        clipped.append((norm, float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm())))
+        return norm
+
+    original = module.clip_grad_norm
+    monkeypatch.setattr(module, "clip_grad_norm", record)
+    run(tmp_path, total_steps=1, max_grad_norm=1e-3)
+    assert len(clipped) == 2 * 2 * 2
+    for before, after in clipped:
+        assert after == pytest.approx(min(before, 1e-3), rel=1e-3)
+
+
+def test_the_critic_has_its_own_learning_rate(tmp_path):
+    critic = critic_model()
+    start = weights(critic).clone()
+    policy = policy_model()
+    begin = weights(policy).clone()
+    run(tmp_path, policy=policy, critic=critic, total_steps=1, critic_learning_rate=1e-9)
+    assert (weights(critic) - start).abs().max() < 1e-7
+    assert (weights(policy) - begin).abs().max() > 1e-3
+
+
+def test_a_monitor_is_watched_and_never_trained_on(tmp_path):
+    config = replace(BASE, output_dir=tmp_path, total_steps=2)
+    policy = policy_model()
+    result = online(
+        policy, WorldPrompts(16, 1), count_threes, config, make_accelerator(), tokenizer=Saves(), eos_ids=(EOS,),
+        reference=copy.deepcopy(policy), critic=critic_model(), monitor=lambda rollout, rows: torch.full((16,), 2.5),
+    )  # fmt: skip
+    assert result["eval/gold_score"] == 2.5
+    plain, _, _ = run(tmp_path / "without", total_steps=2)
+    assert torch.equal(weights(policy), weights(plain))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"algorithm": "rloo", "group_size": 1}, "--group_size is 1, expected at least 2"),
+        ({"batch_size": 15, "group_size": 2, "algorithm": "rloo"}, "--batch_size is 15, expected a multiple"),
+        ({"num_minibatches": 99}, "--num_minibatches is 99, expected at most"),
+        ({"temperature": 0.0}, "--temperature is 0.0, expected a positive"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(tmp_path, changes, said):
+    with pytest.raises(InputError, match=said):
+        run(tmp_path, prompts=WorldPrompts(16, 1), **changes)
+
+
+def test_ppo_without_a_critic_is_refused(tmp_path):
+    with pytest.raises(InputError, match="critic is None"):
+        online(
+            policy_model(), WorldPrompts(16, 1), count_threes, replace(BASE, output_dir=tmp_path), make_accelerator(),
+            tokenizer=Saves(), eos_ids=(EOS,), reference=policy_model(), critic=None,
+        )  # fmt: skip
+
+
+class Poisoned(nn.Module):
+    """Scores that poison the loss from the first step."""
+
+    def __call__(self, rollout, rows):
+        return torch.full((len(rollout.response_ids),), float("nan"))
+
+
+def test_a_diverged_run_is_given_up_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"grad_norm is nan"):
+        run(tmp_path, scorer=Poisoned(), total_steps=5, num_epochs=4)
