@@ -1,25 +1,33 @@
 """Model directories in: causal LMs and scalar heads, whole or through LoRA, from a path or a hub name.
 
 Any stage's `output_dir` is the next stage's `--model`. A directory that holds a LoRA adapter is loaded with its base
-and merged, so the next stage starts from plain weights and may put a fresh adapter on them.
+(which may be such a directory again) and merged, so the next stage starts from plain weights and may put a fresh adapter
+on them. `transformers` makes up what a weights file lacks; here that is refused, but for a head that is meant to be new.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.utils import logging
 
 import rlhf_kit.models.hf  # noqa: F401  registers our GPT with the Auto classes
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_head, unwrap
+
+
+SCORE_BIAS = "score_bias.json"  # beside a scalar model's adapter, which has no config of the model
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,10 @@ def load_causal_lm(path: str | Path, *, lora: Lora | None = None, dropout: float
     Args:
         dropout: overrides every dropout probability of the config (RL runs with 0: ALGORITHMS row 3 of any PPO list).
     Raises:
-        InputError: nothing loadable at `path`.
+        InputError: nothing loadable at `path`, or a model with a scalar head.
     """
+    if _has_scalar_head(path, _config(path)):
+        raise InputError("--model", str(path), "expected a language model: this one scores texts and cannot write any")
     model = _load(AutoModelForCausalLM, path, dropout=dropout)
     return model if lora is None else _add_lora(model, lora, TaskType.CAUSAL_LM)
 
@@ -55,7 +65,10 @@ def load_scalar_model(
         InputError: nothing loadable at `path`, or a head with more than one output.
     """
     config = _config(path)
-    fresh = not any("SequenceClassification" in a for a in (config.architectures or []))
+    fresh = not _has_scalar_head(path, config)
+    labels = len(config.id2label or {}) or 1
+    if not fresh and labels != 1 and _base_of_adapter(path) is None:
+        raise InputError("reward_model.num_labels", labels, f"expected 1: pass a model with a single scalar head, not {path}")
     model = _load(AutoModelForSequenceClassification, path, dropout=dropout, num_labels=1)
     head = scalar_head(model)
     if fresh:
@@ -85,36 +98,102 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _config(path: str | Path) -> Any:
-    source = _base_of_adapter(path) or str(path)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and load reports of `transformers`, which say nothing a run's log needs."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        return AutoConfig.from_pretrained(source)
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_fits(model: nn.Module, tokenizer: Any, *, longest: int = 0, field: str = "--max_length") -> None:
+    """Refuse ids and positions that the model does not have, before a kernel reads past the end of a table.
+
+    Args:
+        longest: tokens of the longest sequence that will be fed.
+        field: the setting that bounds it.
+    Raises:
+        InputError: a larger vocabulary than the embedding, or a sequence longer than the model's positions.
+    """
+    config = unwrap(model).config.get_text_config(decoder=True)
+    rows = unwrap(model).get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        mend = f"expected at most the {rows} rows of the model's embedding: load the tokenizer that the model was trained with"
+        raise InputError("tokens of the tokenizer", len(tokenizer), mend)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise InputError("longest sequence in tokens", longest, f"expected at most {limit}, the model's positions: lower {field}")
+
+
+def _config(path: str | Path) -> Any:
+    base = _base_of_adapter(path)
+    if base is not None:
+        return _config(base)
+    try:
+        return AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError) as error:
-        raise InputError("--model", str(path), f"expected a model directory or a hub name: {_first_line(error)}") from error
+        if str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
+            reason = "it is not here" if not Path(path).is_dir() else _first_line(error)
+        else:
+            reason = f"it is no directory here, and {_first_line(error)}" if not Path(path).is_dir() else _first_line(error)
+        raise InputError("--model", str(path), f"expected a model directory or a hub name: {reason}") from error
 
 
 def _base_of_adapter(path: str | Path) -> str | None:
     if (Path(path) / "adapter_config.json").is_file():
-        return str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path)
+        return str(_adapter_config(path).base_model_name_or_path)
     return None
+
+
+def _adapter_config(path: str | Path) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(str(path))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError("--model", str(path), f"expected a sound adapter_config.json: {_first_line(error)}") from error
+
+
+def _has_scalar_head(path: str | Path, config: Any) -> bool:
+    if (Path(path) / "adapter_config.json").is_file() and _adapter_config(path).task_type == TaskType.SEQ_CLS:
+        return True
+    return any("SequenceClassification" in name for name in (config.architectures or []))
 
 
 def _load(auto: Any, path: str | Path, *, dropout: float | None, **options: Any) -> Any:
     base = _base_of_adapter(path)
-    config = _config(path)
-    if options.get("num_labels") == 1 and any("SequenceClassification" in a for a in (config.architectures or [])):
-        labels = len(config.id2label or {}) or 1
-        if labels != 1:
-            raise InputError("reward_model.num_labels", labels, "expected 1: pass a model with a single scalar head")
     try:
-        model = auto.from_pretrained(base or str(path), dtype=torch.float32, **options)
-        if base is not None:
-            model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        if base is None:
+            with quiet():
+                model, found = auto.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True, **options)
+            lacking = sorted(name for name in found["missing_keys"] if not name.startswith("score."))
+            if lacking:
+                mend = f"expected all weights, {len(lacking)} are missing ({lacking[0]}, ...): save the model again"
+                raise InputError("--model", str(path), mend)
+        else:
+            model = _merged(_load(auto, base, dropout=dropout, **options), path)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
         raise InputError("--model", str(path), f"expected sound weights: {_first_line(error)}") from error
     if dropout == 0.0:
         disable_dropout(model)
     return model
+
+
+def _merged(model: Any, path: str | Path) -> Any:
+    """`model` with the adapter at `path` added to its weights; an adapter put on it later names `path` as its base."""
+    adapter = _adapter_config(path)
+    adapter.task_type = None  # a language model's adapter may also start a critic
+    merged = PeftModel.from_pretrained(model, str(path), config=adapter).merge_and_unload()
+    if (offset := Path(path) / SCORE_BIAS).is_file():
+        merged.config.score_bias = float(json.loads(offset.read_text(encoding="utf-8")))
+    merged.name_or_path = merged.config._name_or_path = str(path)
+    return merged
 
 
 def _add_lora(model: Any, lora: Lora, task: TaskType) -> Any:

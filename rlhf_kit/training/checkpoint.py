@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rlhf_kit.errors import InputError
+from rlhf_kit.models.access import unwrap
+from rlhf_kit.models.loading import SCORE_BIAS, quiet
 
 State = dict[str, Any]
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", "adapter_model*", "adapter_config.json")
@@ -192,7 +194,12 @@ def save_model_dir(model: nn.Module, tokenizer: Any, path: str | Path, accelerat
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            accelerator.unwrap_model(model).save_pretrained(temporary, state_dict=state)
+            bare = accelerator.unwrap_model(model)
+            with quiet():
+                bare.save_pretrained(temporary, state_dict=state)
+            bias = getattr(unwrap(bare).config, "score_bias", 0.0)
+            if bare is not unwrap(bare) and bias:  # an adapter is saved without the model's config
+                (temporary / SCORE_BIAS).write_text(json.dumps(bias), encoding="utf-8")
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
             _replace_files(temporary, path)
