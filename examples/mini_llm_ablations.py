@@ -1,6 +1,7 @@
 """Which of MiniLLM's faults costs what: short runs, each with one thing changed and as many parameters as MiniLLM.
 
     python examples/mini_llm_ablations.py --group ladder    MiniLLM mended step by step
+    python examples/mini_llm_ablations.py --group init      the two halves of its initialisation, alone
     python examples/mini_llm_ablations.py --group faults    our GPT with one fault at a time
     python examples/mini_llm_ablations.py --group rates     both models at several learning rates
     python examples/mini_llm_ablations.py --group depth --n_layers 12 --d_model 48
@@ -51,14 +52,14 @@ FAULTS: dict[str, dict[str, Any]] = {
 class AblationConfig(MiniLLMConfig):
     """As in mini_llm.py, and which models to train."""
 
-    group: Literal["ladder", "faults", "rates", "depth"] = "ladder"
+    group: Literal["ladder", "init", "faults", "rates", "depth"] = "ladder"
     steps: int = 200
     held_out: int = 300
     timed_rounds: int = 15  # steps of every model, in turn, for the ratio of times
 
 
 class MendedMiniLLM(MiniLLM):
-    """MiniLLM with some entries of `LADDER` mended and any feed-forward width; `batch_first=False` is the trap."""
+    """MiniLLM with some mends, of `LADDER` or half of its init, and any feed-forward width; `batch_first=False` is the trap."""
 
     def __init__(self, config: MiniLLMConfig, d_mlp: int, mends: tuple[str, ...] = (), batch_first: bool = True) -> None:
         super().__init__(config.vocab_size, config.d_model, config.n_heads, config.n_layers, config.sequence_length)
@@ -78,12 +79,12 @@ class MendedMiniLLM(MiniLLM):
         )
         if "tied head" in mends:
             self.head.weight = self.token_embedding.weight
-        if "init 0.02" in mends:
-            into_residual = ("out_proj.weight", "linear2.weight")
-            branches = config.n_layers * (2 if "no cross-attention" in mends else 3)
-            for name, parameter in self.named_parameters():
-                if parameter.ndim > 1:
-                    nn.init.normal_(parameter, std=0.02 * (branches**-0.5 if name.endswith(into_residual) else 1.0))
+        into_residual = ("out_proj.weight", "linear2.weight")
+        branches = config.n_layers * (2 if "no cross-attention" in mends else 3)
+        for name, parameter in self.named_parameters():
+            part = "embeddings 0.02" if "embedding" in name else "weights 0.02"
+            if parameter.ndim > 1 and ("init 0.02" in mends or part in mends):
+                nn.init.normal_(parameter, std=0.02 * (branches**-0.5 if name.endswith(into_residual) else 1.0))
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) long -> (B, T, V)."""
@@ -133,6 +134,8 @@ def variants(config: AblationConfig) -> dict[str, nn.Module]:
         builders = {"our GPT": gpt}
         builders |= {f"with {fault}": partial(gpt, fault) for fault in FAULTS}
         builders["MiniLLM without batch_first"] = partial(mini, batch_first=False)
+    elif config.group == "init":
+        builders |= {f"MiniLLM + {part} 0.02": partial(mini, (f"{part} 0.02",)) for part in ("embeddings", "weights", "init")}
     elif config.group == "depth":
         builders |= {f"MiniLLM + {mend}": partial(mini, (mend,)) for mend in ("init 0.02", "pre-norm")}
         builders |= {"our GPT": gpt, "our GPT with post-norm": partial(gpt, "post-norm")}

@@ -82,7 +82,7 @@ def test_our_model_is_given_as_many_parameters(mini_llm: Any) -> None:
     assert abs(sizes["our GPT"] - sizes["MiniLLM"]) <= step / 2
 
 
-@pytest.mark.parametrize("group", ["ladder", "faults", "depth"])
+@pytest.mark.parametrize("group", ["ladder", "init", "faults", "depth"])
 def test_all_ablated_models_have_as_many_parameters(mini_llm: Any, ablations: Any, group: str) -> None:
     config = ablations.AblationConfig(**TINY | {"d_model": 32}, group=group)
     target = mini_llm.parameters(mini_llm.build_mini(config))
