@@ -93,8 +93,8 @@ class BlockCache(Cache):
 def make_cache(config: Any) -> Cache:
     """The fastest cache that a model of `config` can use: ours for masked full attention, else transformers' own."""
     own = DynamicCache(config=config)
-    plain = config._attn_implementation == "sdpa" and all(type(layer) is DynamicLayer for layer in own.layers)
-    return BlockCache() if plain else own
+    takes_mask = config._attn_implementation == "sdpa" and not getattr(config, "alibi", False)
+    return BlockCache() if takes_mask and all(type(layer) is DynamicLayer for layer in own.layers) else own
 
 
 def select_rows(cache: Cache, indices: Tensor) -> None:
@@ -103,4 +103,4 @@ def select_rows(cache: Cache, indices: Tensor) -> None:
         if hasattr(layer, "batch_select_indices"):
             layer.batch_select_indices(indices)
         else:  # recurrent states have no selection, but can be reordered, which is one
-            layer.reorder_cache(indices)
+            layer.reorder_cache(indices)  # type: ignore[arg-type]

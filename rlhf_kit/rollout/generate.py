@@ -76,8 +76,8 @@ def generate(
     logprobs = torch.zeros(batch, max_new_tokens, device=device)
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
     rows = torch.arange(batch, device=device)  # which row of the result each row still being decoded is
-    with _no_dropout(model), fast_kernels(model, batch * max_new_tokens):
-        decoder = _Decoder(model, query_ids, query_mask, max_new_tokens)
+    decoder = _Decoder(model, query_ids, query_mask, max_new_tokens)
+    with _no_dropout(model), fast_kernels(model, batch * (query_ids.shape[1] + max_new_tokens)):
         logits = decoder.prefill()
         for step in range(max_new_tokens):
             # 1. Sample a token for every row that goes on.
