@@ -61,7 +61,13 @@ def prompts(data: str, *, count: int, seed: int, split: Split = "train") -> list
     return world.prompts(count, seed, split=split) if data == "world" else records.load_prompts(data)
 
 
+def spread(rows: list[Any], count: int) -> list[Any]:
+    """At most `count` of the rows, evenly spaced and in order: files are often sorted by where their rows came from."""
+    return [rows[i * len(rows) // count] for i in range(count)] if count < len(rows) else rows
+
+
 def hold_out(rows: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
-    """`(train, held out)`: the last `fraction` of the rows is kept from training."""
-    kept = max(1, round(len(rows) * fraction)) if fraction > 0 and len(rows) > 1 else 0
-    return rows[: len(rows) - kept], rows[len(rows) - kept :]
+    """`(train, held out)`: a share of the rows, evenly spaced, is kept from training."""
+    kept = min(max(1, round(len(rows) * fraction)), len(rows) - 1) if fraction > 0 and len(rows) > 1 else 0
+    held_out = set(spread(list(range(len(rows))), kept)) if kept else set()
+    return [row for i, row in enumerate(rows) if i not in held_out], [rows[i] for i in sorted(held_out)]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from recipes.common import documents, preferences, prompts
+from recipes.common import documents, preferences, prompts, spread
 from recipes.sample_pairs import sample_rollouts
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import run_recipe, save_config
@@ -99,8 +99,10 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
     assert config.model is not None
     assert config.reference is not None
     tokenizer, reference = load_tokenizer(config.model), load_causal_lm(config.reference).eval()
-    rows = prompts(config.data, count=config.prompts, seed=config.seed + 1, split=config.split)[: config.prompts]
-    examples, _ = prompt_examples(rows, tokenizer, config.max_prompt_length)
+    rows = prompts(config.data, count=config.prompts, seed=config.seed + 1, split=config.split)
+    examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
+    examples = spread(examples, config.prompts)
+    print(f"prompts: {counts}")
     queries, rows = [e.ids for e in examples], [e.row for e in examples]
     asked = [prompt_text(row) for row in rows]
     parts = {

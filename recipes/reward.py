@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from recipes.common import LoraFields, demonstrations, hold_out, lora_of, open_run, preferences
+from recipes.common import LoraFields, demonstrations, hold_out, lora_of, open_run, preferences, spread
 from rlhf_kit.config import run_recipe
 from rlhf_kit.data.batching import PreferenceBatches
 from rlhf_kit.data.records import preference_examples, sft_examples
@@ -31,7 +31,7 @@ class RewardConfig(LoraFields, FitConfig):
     output_dir: Path = Path("runs/tiny/reward")
     model: str = "runs/tiny/sft"  # a stage's output_dir or a hub name
     data: str = "world"  # pairs: prompt, chosen, rejected (margin)
-    eval_data: str | None = None  # held-out pairs; None: the last eval_fraction of `data`
+    eval_data: str | None = None  # held-out pairs; None: an eval_fraction of `data`
     eval_fraction: float = 0.1
     demonstrations: str | None = "world"  # texts whose mean score becomes 0 after training; None: leave the scores as they are
     max_length: int = 256  # tokens of prompt and answer
@@ -68,7 +68,7 @@ def main(config: RewardConfig) -> dict[str, float]:
 
     def center() -> None:
         if config.demonstrations is not None:
-            shown = demonstrations(config.demonstrations, count=256, seed=config.seed)[:256]
+            shown = spread(demonstrations(config.demonstrations, count=256, seed=config.seed), 256)
             texts = [ids for ids, _ in sft_examples(shown, tokenizer, config.max_length)[0]]
             center_scores(model, texts, accelerator)
 

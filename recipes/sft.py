@@ -26,7 +26,7 @@ class SFTConfig(LoraFields, FitConfig):
     output_dir: Path = Path("runs/tiny/sft")
     model: str = "runs/tiny/pretrain"  # a stage's output_dir or a hub name
     data: str = "world"  # demonstrations: messages, prompt + completion, or instruction + output
-    eval_data: str | None = None  # held-out demonstrations; None: the last eval_fraction of `data`
+    eval_data: str | None = None  # held-out demonstrations; None: an eval_fraction of `data`
     eval_fraction: float = 0.05
     max_length: int = 256  # tokens of an example; longer ones are cut, and counted
     packing: bool = False  # several examples a row, without attention between them
