@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from accelerate import Accelerator
 
-from rlhf_kit.config import save_config
+from rlhf_kit.config import read_yaml
 from rlhf_kit.data import records, world
 from rlhf_kit.data.shards import read_texts
+from rlhf_kit.errors import InputError
 from rlhf_kit.models.loading import Lora
-from rlhf_kit.training.distributed import make_accelerator
+from rlhf_kit.training.checkpoint import Checkpoints
+from rlhf_kit.training.distributed import make_accelerator, seed_everything_for_step
 
 Split = Literal["train", "heldout"]
 
@@ -32,13 +35,48 @@ def lora_of(config: LoraFields) -> Lora | None:
     return Lora(config.lora_rank, config.lora_alpha, config.lora_target_modules or None) if config.lora_rank > 0 else None
 
 
+# What may change when a run is resumed: nothing in it decides a gradient.
+FREE_ON_RESUME = {
+    "resume", "output_dir", "epochs", "max_steps", "total_steps", "micro_batch_size", "gradient_checkpointing", "eval_every",
+    "eval_batches", "log_every", "save_every", "keep_checkpoints", "keep_best", "trackers",
+}  # fmt: skip
+
+
 def open_run(config: Any) -> Accelerator:
-    """The accelerator of a training run, with the resolved config saved beside what the run will write."""
+    """The accelerator of a training run, once its output_dir is found fit for it; new weights are drawn from `config.seed`.
+
+    Raises:
+        InputError: an output_dir that cannot be written or holds another run, nothing to resume, or other settings than the
+            run to resume has.
+    """
     accelerator = make_accelerator("bf16" if config.precision == "bf16" else "no")
-    if accelerator.is_main_process:
-        save_config(config, Path(config.output_dir) / "run_config.yaml")
-    accelerator.wait_for_everyone()
+    output_dir = Path(config.output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        mend = f"expected a folder that can be written ({error.strerror}): choose another, or make room"
+        raise InputError("--output_dir", str(output_dir), mend) from error
+    checkpoints = Checkpoints(output_dir / "trainer_state", accelerator, keep=config.keep_checkpoints)
+    if config.resume:
+        checkpoints.require_existing()
+        check_same_settings(config)
+    else:
+        checkpoints.refuse_existing()
+    seed_everything_for_step(config.seed, 0, 0)
     return accelerator
+
+
+def check_same_settings(config: Any) -> None:
+    """Refuse by name a setting that differs from those the run in `config.output_dir` was begun with."""
+    path = Path(config.output_dir) / "run_config.yaml"
+    if not path.exists():
+        return
+    for name, before in read_yaml(path, get_type_hints(type(config))).items():
+        now = getattr(config, name)
+        if name not in FREE_ON_RESUME and now != before:
+            mend = f"but the run to resume was begun with {before!r}: give that again, or start anew in another --output_dir"
+            raise InputError(f"--{name}", now, mend)
 
 
 def documents(data: str, *, count: int, seed: int) -> Iterable[str]:

@@ -16,7 +16,7 @@ from rlhf_kit.config import run_recipe
 from rlhf_kit.data.batching import PromptBatches
 from rlhf_kit.data.records import prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
-from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
+from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
 from rlhf_kit.rollout.scoring import function_scorer, load_function, load_scorer
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.online import OnlineConfig, online
@@ -53,6 +53,8 @@ def main(config: PPOConfig) -> dict[str, float]:
 
     lora = lora_of(config)
     policy = load_causal_lm(config.model, lora=lora, dropout=0.0).to(accelerator.device)
+    longest = max(len(e.ids) for e in examples) + config.max_new_tokens
+    check_fits(policy, tokenizer, longest=longest, field="--max_prompt_length or --max_new_tokens")
     reference = copy.deepcopy(policy) if lora is None else None
     scorer, reward_model = load_scorer(
         config.reward, tokenizer, micro_batch_size=config.micro_batch_size, device=accelerator.device

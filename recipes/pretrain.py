@@ -20,6 +20,7 @@ from rlhf_kit.data.batching import TokenBatches
 from rlhf_kit.data.shards import INDEX, TokenShards, write_shards
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.hf import GPTForCausalLM
+from rlhf_kit.models.loading import check_fits
 from rlhf_kit.models.presets import preset
 from rlhf_kit.training.fit import FitConfig, fit
 from rlhf_kit.training.stages import LanguageModelling
@@ -75,6 +76,7 @@ def main(config: PretrainConfig) -> dict[str, float]:
         "micro_batch_size": config.micro_batch_size,
         "seed": config.seed,
     }
+    check_fits(model, tokenizer, longest=config.sequence_length, field="--sequence_length or raise --max_seq_len")
     return fit(
         LanguageModelling(model),
         TokenBatches(train, batch_size=config.batch_size, **shape),

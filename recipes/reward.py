@@ -18,7 +18,7 @@ from rlhf_kit.data.batching import PreferenceBatches
 from rlhf_kit.data.records import preference_examples, sft_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.access import scalar_scores, unwrap
-from rlhf_kit.models.loading import load_scalar_model
+from rlhf_kit.models.loading import check_fits, load_scalar_model
 from rlhf_kit.rollout.scoring import pad
 from rlhf_kit.training.fit import FitConfig, fit
 from rlhf_kit.training.stages import RewardModelling
@@ -54,8 +54,11 @@ def main(config: RewardConfig) -> dict[str, float]:
     unwrap(model).config.pad_token_id = tokenizer.pad_token_id
     batches = []
     for name, part in (("train", rows), ("eval", held_out)):
+        if not part:  # nothing was to be held out
+            continue
         examples, counts = preference_examples(part, tokenizer, config.max_length)
         accelerator.print(f"{name}: {counts}")
+        check_fits(model, tokenizer, longest=max(len(side) for e in examples for side in (e.chosen, e.rejected)))
         batches.append(
             PreferenceBatches(
                 examples,
@@ -73,7 +76,8 @@ def main(config: RewardConfig) -> dict[str, float]:
             center_scores(model, texts, accelerator)
 
     stage = RewardModelling(model, center_coef=config.center_coef, label_smoothing=config.label_smoothing)
-    return fit(stage, batches[0], config, accelerator, tokenizer=tokenizer, eval_batches=batches[1], before_save=center)
+    held_out_batches = batches[1] if held_out else None
+    return fit(stage, batches[0], config, accelerator, tokenizer=tokenizer, eval_batches=held_out_batches, before_save=center)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from rlhf_kit.config import run_recipe
 from rlhf_kit.data.batching import ExampleBatches
 from rlhf_kit.data.records import sft_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
-from rlhf_kit.models.loading import load_causal_lm
+from rlhf_kit.models.loading import check_fits, load_causal_lm
 from rlhf_kit.training.fit import FitConfig, fit
 from rlhf_kit.training.stages import LanguageModelling
 
@@ -46,8 +46,11 @@ def main(config: SFTConfig) -> dict[str, float]:
     model = load_causal_lm(config.model, lora=lora_of(config))
     batches = []
     for name, part in (("train", rows), ("eval", held_out)):
+        if not part:  # nothing was to be held out
+            continue
         examples, counts = sft_examples(part, tokenizer, config.max_length)
         accelerator.print(f"{name}: {counts}")
+        check_fits(model, tokenizer, longest=max(len(ids) for ids, _ in examples))
         batches.append(
             ExampleBatches(
                 examples,
@@ -58,7 +61,8 @@ def main(config: SFTConfig) -> dict[str, float]:
                 packed_length=config.max_length if config.packing else None,
             )
         )
-    return fit(LanguageModelling(model), batches[0], config, accelerator, tokenizer=tokenizer, eval_batches=batches[1])
+    stage, held_out_batches = LanguageModelling(model), batches[1] if held_out else None
+    return fit(stage, batches[0], config, accelerator, tokenizer=tokenizer, eval_batches=held_out_batches)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import re
@@ -79,16 +80,32 @@ def save_config(config: Any, path: str | Path) -> None:
     os.replace(temporary, path)
 
 
+def check_least(config: Any, **least: float) -> None:
+    """Raise InputError for the first field of `config` below what is given for it (None and other types' absence pass).
+
+    Raises:
+        InputError: naming the flag, its value and the bound. NaN is below everything.
+    """
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            raise InputError(f"--{name}", value, f"expected at least {bound:g}")
+
+
 def run_recipe(
     main: Callable[[C], object], cls: type[C], argv: Sequence[str] | None = None, description: str | None = None
 ) -> None:
     """Parse the command line into `cls`, call `main` with it; wrong input is one line and status 2, Ctrl-C status 130.
 
     Under a launcher the line comes from rank 0, and from the other ranks only once they are joined in a process group: before
-    that every rank makes the same complaint, after it one rank may be alone with it. Any other exception keeps its traceback.
+    that every rank makes the same complaint, after it one rank may be alone with it. A full disk and a place that cannot be
+    written are wrong input, too. Any other exception keeps its traceback.
     """
     try:
-        main(parse_config(cls, argv, description))
+        try:
+            main(parse_config(cls, argv, description))
+        except OSError as error:
+            raise (_storage_error(error) or error) from error
     except InputError as error:
         rank = int(os.environ.get("RANK", "0"))
         joined = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -99,6 +116,17 @@ def run_recipe(
         if str(stop) and os.environ.get("RANK", "0") == "0":  # a loop that saved and left says how to go on
             print(stop, file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _storage_error(error: OSError) -> InputError | None:
+    """A full disk or a path that may not be written, which is the user's to mend; None for any other error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        mend = "and was left as it was where possible: free some space, or choose another --output_dir"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        mend = "expected a place that can be written: choose another --output_dir, or change its permissions"
+    else:
+        return None
+    return InputError(f"{error.filename or 'a file'}", error.strerror, mend)
 
 
 def read_yaml(path: str | Path, hints: dict[str, Any]) -> dict[str, Any]:

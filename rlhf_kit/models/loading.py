@@ -26,7 +26,6 @@ import rlhf_kit.models.hf  # noqa: F401  registers our GPT with the Auto classes
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_head, unwrap
 
-
 SCORE_BIAS = "score_bias.json"  # beside a scalar model's adapter, which has no config of the model
 
 

@@ -53,6 +53,13 @@ class Checkpoints:
             mend = f"but an earlier run left step {steps[-1]} there: go on with --resume true, or choose another --output_dir"
             raise InputError("output_dir", str(self.directory.parent), mend)
 
+    def require_existing(self) -> None:
+        """Raise InputError where there is no checkpoint: `--resume true` would begin anew without a word."""
+        if not _agree(self.steps() if self.rank == 0 else None):
+            raise InputError(
+                "--resume", True, f"but there is no checkpoint in {self.directory}: leave it out, or check --output_dir"
+            )
+
     def save(self, step: int, shared: State, local: State) -> bool:
         """Write the checkpoint of `step`; False, with one warning on stderr and the earlier ones untouched, where that failed.
 

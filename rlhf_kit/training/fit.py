@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf_kit.config import check_least, save_config
 from rlhf_kit.data.batching import Batches
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.loading import reload_weights
@@ -103,8 +104,9 @@ def fit(
     Returns:
         The last evaluation's metrics, with `best_step` where `config.keep_best`.
     Raises:
-        InputError: training diverged (`MAX_BAD_STEPS` non-finite gradients in a row).
+        InputError: a setting that cannot be, or training that diverged (`MAX_BAD_STEPS` non-finite gradients in a row).
     """
+    check_fit_config(config)
     steps, rank, world = total_steps(config, train), accelerator.process_index, accelerator.num_processes
     raw = stage
     if config.gradient_checkpointing:
@@ -130,6 +132,8 @@ def fit(
         raw.load_state_dict(shared["stage"])
         optimizer.load_state_dict(shared["optimizer"])
         best, best_step, skipped = shared["best"], shared["best_step"], shared["skipped"]
+    if accelerator.is_main_process:
+        save_config(config, config.output_dir / "run_config.yaml")
     metrics = Metrics(
         accelerator, config.output_dir, steps, trackers=config.trackers, resume_step=start if config.resume else None
     )
@@ -206,6 +210,17 @@ def fit(
     save_model_dir(raw.model, tokenizer, config.output_dir, accelerator)
     metrics.close()
     return last_eval | {"best_step": float(best_step)}
+
+
+def check_fit_config(config: FitConfig) -> None:
+    """Refuse by name what cannot work."""
+    check_least(config, batch_size=1, micro_batch_size=1, max_steps=1, eval_batches=1, log_every=1, keep_checkpoints=1)
+    check_least(config, eval_every=0, save_every=0, learning_rate=0, weight_decay=0, adam_eps=0, max_grad_norm=0)
+    for name in ("adam_beta1", "adam_beta2", "warmup_fraction"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"--{name}", getattr(config, name), "expected a number from 0 to below 1")
+    if not 0 < config.epochs < math.inf:
+        raise InputError("--epochs", config.epochs, "expected a number above 0")
 
 
 def _accumulate(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:

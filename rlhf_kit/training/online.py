@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf_kit.batches import PromptBatch, Rollout
+from rlhf_kit.config import check_least, save_config
 from rlhf_kit.errors import InputError
 from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, shape_rewards
 from rlhf_kit.objectives.policy import clipped_surrogate, value_loss
@@ -173,6 +174,8 @@ def online(
         optimizer.load_state_dict(shared["optimizer"])
         kl.load_state_dict(shared["kl"])
         optimizer_steps = shared["optimizer_steps"]
+    if accelerator.is_main_process:
+        save_config(config, config.output_dir / "run_config.yaml")
     metrics = Metrics(
         accelerator, config.output_dir, config.total_steps, trackers=config.trackers, resume_step=start if config.resume else None
     )
@@ -414,6 +417,11 @@ def tensor_reducer(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
 
 def check_online_config(config: OnlineConfig, algorithm: Algorithm, critic: nn.Module | None, world: int) -> None:
     """Refuse by name what cannot work."""
+    check_least(config, total_steps=1, batch_size=1, group_size=1, micro_batch_size=1, num_epochs=1, num_minibatches=1)
+    check_least(config, max_new_tokens=1, log_every=1, save_every=0, keep_checkpoints=1, kl_coef=0, cliprange=0, learning_rate=0)
+    for name in ("adam_beta1", "adam_beta2", "warmup_fraction"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"--{name}", getattr(config, name), "expected a number from 0 to below 1")
     if algorithm.critic and critic is None:
         raise InputError("critic", None, f"expected a scalar-head model: --algorithm {config.algorithm} learns values")
     if config.algorithm == "rloo" and config.group_size < 2:
