@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
 
 from rlhf_kit.batches import IGNORE
 from rlhf_kit.config import run_recipe
@@ -184,7 +184,9 @@ def train_theirs(model: Any, data: Data, precision: str, folder: Path) -> None:
         disable_tqdm=True,
     )
     rows = [{"input_ids": ids, "labels": labels} for ids, labels in zip(data.rows("input_ids"), data.rows("labels"))]
-    InOrder(model, arguments, train_dataset=rows, optimizers=(optimizer, schedule)).train()
+    trainer = InOrder(model, arguments, train_dataset=rows, optimizers=(optimizer, schedule))
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
 
 
 MODELS: dict[str, tuple[Callable[[Data], Any], Callable[[Any, Data, str, Path], None]]] = {
@@ -210,7 +212,9 @@ def run(name: str, data: Data, folder: Path) -> dict[str, Any]:
         "tokens": data.tokens,
         "tokens_per_second": data.tokens / wall,
         "tokens_per_cpu_second": data.tokens / cpu,
-        **found,
+        "bits_per_byte": found["bits_per_byte"],
+        "loss": found["loss"],
+        "eval_bytes": found["bytes"],
     }
 
 

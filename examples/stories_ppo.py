@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from recipes.common import LoraFields, lora_of, open_run
+from recipes.ppo import stop_tokens
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import run_recipe
 from rlhf_kit.data.batching import PromptBatches
@@ -118,7 +119,7 @@ def main(config: StoriesConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # of the adapter's start
     policy = load_causal_lm(config.model, lora=lora, dropout=0.0).to(accelerator.device)
     original = load_causal_lm(config.model, dropout=0.0).to(accelerator.device).eval()
-    result: dict[str, Any] = {"check": check(original, stop)}
+    result: dict[str, Any] = {"check": check(original, stop, stop_tokens(original, tokenizer))}
     same = result["check"]
     print(f"greedy: {same['greedy_tokens_equal']} of {same['greedy_tokens']} tokens as transformers generates them")
     print(f"our backbone with these weights: logits differ by at most {same['backbone_max_logit_difference']:.1e}")
@@ -167,18 +168,18 @@ def main(config: StoriesConfig) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def check(model: Any, start: int, tokens: int = 300) -> dict[str, Any]:
+def check(model: Any, start: int, eos_ids: tuple[int, ...], tokens: int = 300) -> dict[str, Any]:
     """Our greedy answer to the bare start token beside `transformers`', and our backbone's logits beside the model's."""
     query = torch.full((1, 1), start, device=model.device)
     ours = generate(
-        model, query, torch.ones_like(query).bool(), max_new_tokens=tokens, eos_ids=(start,), pad_id=start, temperature=0.0
+        model, query, torch.ones_like(query).bool(), max_new_tokens=tokens, eos_ids=eos_ids, pad_id=start, temperature=0.0
     ).response_ids[0]
     theirs = model.generate(
         query,
         attention_mask=torch.ones_like(query),
         max_new_tokens=tokens,
         do_sample=False,
-        eos_token_id=start,
+        eos_token_id=list(eos_ids),
         pad_token_id=start,
     )[0, 1:]
     length = min(len(ours), len(theirs))
