@@ -32,7 +32,7 @@ from rlhf_kit.evaluation.generation import (
     win_rate,
 )
 from rlhf_kit.evaluation.perplexity import evaluate_documents, xz_bits_per_byte
-from rlhf_kit.evaluation.reward import score_preferences, summarize_preferences
+from rlhf_kit.evaluation.reward import PreferenceScores, accuracy, score_preferences, summarize_preferences
 from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
 from rlhf_kit.rollout.experience import by_length, response_logprobs
 from rlhf_kit.rollout.scoring import load_function, load_scorer, prompt_text, response_texts
@@ -58,6 +58,7 @@ class EvaluateConfig:
     batch_size: int = 64
     precision: Literal["fp32", "bf16"] = "fp32"
     preferences: str | None = None  # held-out pairs for the reward model
+    preference_groups: str | None = None  # a column of theirs: accuracy also for each of its values
     texts: str | None = None  # held-out documents for perplexity and bits per byte
     sequence_length: int = 256  # of a window over a document
     stride: int = 128
@@ -184,12 +185,20 @@ def evaluate_reward(config: EvaluateConfig) -> dict[str, Any]:
         raise InputError("--reward", config.reward, "expected a reward model's directory: --preferences measures one")
     tokenizer, model = load_tokenizer(config.reward), load_scalar_model(config.reward)
     rows = preferences(str(config.preferences), count=1_000, seed=config.seed + 1, split="heldout")
-    examples, counts = preference_examples(rows, tokenizer, 1_024)
-    batches = PreferenceBatches(
-        examples, batch_size=config.batch_size, micro_batch_size=config.batch_size, seed=0, pad_id=tokenizer.pad_token_id
-    )
-    pairs = (batch for step in range(batches.steps_per_epoch) for batch in batches.micro_batches(step, 0, 1))
-    return summarize_preferences(score_preferences(model, pairs)) | {"pairs": str(counts)}
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_024
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(str(row.get(config.preference_groups)) if config.preference_groups else "", []).append(row)
+    parts, found, size = [], {}, config.batch_size
+    for name, part in groups.items():
+        examples, counts = preference_examples(part, tokenizer, min(positions, 1_024))
+        print(f"pairs {name}: {counts}")
+        batches = PreferenceBatches(examples, batch_size=size, micro_batch_size=size, seed=0, pad_id=tokenizer.pad_token_id)
+        pairs = (batch for step in range(batches.steps_per_epoch) for batch in batches.micro_batches(step, 0, 1))
+        parts.append(score_preferences(model, pairs))
+        if name:
+            found[f"accuracy_{name}"] = accuracy(parts[-1].chosen, parts[-1].rejected).as_dict()
+    return summarize_preferences(PreferenceScores(*map(np.concatenate, zip(*parts)))) | found
 
 
 def summary(result: dict[str, Any]) -> str:
