@@ -150,7 +150,9 @@ def run(algorithm: str, seed: int, output_dir: Path, **overrides: Any) -> tuple[
     critic = None
     if ALGORITHMS[algorithm].critic:
         torch.manual_seed(seed)
-        critic = GPTForSequenceClassification(GPTConfig(**{**policy.config.to_dict(), "num_labels": 1}))
+        body = copy.deepcopy(policy.config)
+        body.num_labels = 1
+        critic = GPTForSequenceClassification(body)
         critic.model.load_state_dict(policy.model.state_dict())
         torch.nn.init.zeros_(critic.score.weight)
 

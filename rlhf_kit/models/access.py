@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from rlhf_kit.errors import InputError
@@ -20,7 +21,7 @@ _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling",
 
 def unwrap(model: nn.Module) -> Any:
     """The `PreTrainedModel` inside a PeftModel (adapters stay active), or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def hidden_states(
     if attention_mask is not None and position_ids is None:
         position_ids = positions_of(attention_mask)
         # A right-padded causal batch needs no mask at all, and unmasked attention is the fast path.
-        if bool(attention_mask[:, 0].all()):
+        if bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
             attention_mask = None
             position_ids = None
         else:
