@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from recipes.common import load_policy
 from recipes.ppo import stop_tokens
 from rlhf_kit.config import run_recipe
-from rlhf_kit.data.tokenizer import encode_prompt, load_tokenizer
-from rlhf_kit.models.loading import load_causal_lm
+from rlhf_kit.data.tokenizer import encode_prompt
+from rlhf_kit.errors import InputError
 from rlhf_kit.rollout.generate import generate
 
 HELP = "/new starts over, /quit leaves (as does Ctrl-D)."
@@ -54,7 +55,7 @@ class Stream:
 
 def main(config: ChatConfig) -> None:
     """Ask, stream the answer, remember both."""
-    model, tokenizer = load_causal_lm(config.model).eval(), load_tokenizer(config.model)
+    model, tokenizer = load_policy(config.model)
     generator = torch.Generator().manual_seed(config.seed)
     opening = [{"role": "system", "content": config.system}] if config.system else []
 
@@ -91,9 +92,12 @@ def main(config: ChatConfig) -> None:
         if said == "/new":
             messages = list(opening)
         elif said:
-            messages.append({"role": "user", "content": said})
+            asked = [*messages, {"role": "user", "content": said}]
             sys.stdout.write("model> ")
-            messages.append({"role": "assistant", "content": answer(messages)})
+            try:
+                messages = [*asked, {"role": "assistant", "content": answer(asked)}]
+            except InputError as error:  # too long a conversation, or a control token: what was said before still stands
+                print(f"({error})")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from rlhf_kit.config import read_yaml
 from rlhf_kit.data import records, world
 from rlhf_kit.data.shards import read_texts
+from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.errors import InputError
-from rlhf_kit.models.loading import Lora
+from rlhf_kit.models.loading import Lora, check_fits, load_causal_lm
 from rlhf_kit.training.checkpoint import Checkpoints
 from rlhf_kit.training.distributed import make_accelerator, seed_everything_for_step
 
@@ -79,6 +80,13 @@ def check_same_settings(config: Any) -> None:
             raise InputError(f"--{name}", now, mend)
 
 
+def load_policy(path: str) -> tuple[Any, Any]:
+    """A language model to be asked, in evaluation mode, and the tokenizer that fits it."""
+    model, tokenizer = load_causal_lm(path).eval(), load_tokenizer(path)
+    check_fits(model, tokenizer)
+    return model, tokenizer
+
+
 def documents(data: str, *, count: int, seed: int) -> Iterable[str]:
     """Texts to pretrain on."""
     return world.stories(count, seed) if data == "world" else read_texts(data)
@@ -106,6 +114,8 @@ def spread(rows: list[Any], count: int) -> list[Any]:
 
 def hold_out(rows: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
     """`(train, held out)`: a share of the rows, evenly spaced, is kept from training."""
+    if not 0 <= fraction < 1:
+        raise InputError("--eval_fraction", fraction, "expected a number from 0 to below 1")
     kept = min(max(1, round(len(rows) * fraction)), len(rows) - 1) if fraction > 0 and len(rows) > 1 else 0
     held_out = set(spread(list(range(len(rows))), kept)) if kept else set()
     return [row for i, row in enumerate(rows) if i not in held_out], [rows[i] for i in sorted(held_out)]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from recipes.common import documents, preferences, prompts, spread
+from recipes.common import documents, load_policy, preferences, prompts, spread
 from recipes.sample_pairs import sample_rollouts
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import run_recipe, save_config
@@ -33,7 +33,7 @@ from rlhf_kit.evaluation.generation import (
 )
 from rlhf_kit.evaluation.perplexity import evaluate_documents, xz_bits_per_byte
 from rlhf_kit.evaluation.reward import PreferenceScores, accuracy, score_preferences, summarize_preferences
-from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
+from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
 from rlhf_kit.rollout.experience import by_length, response_logprobs
 from rlhf_kit.rollout.scoring import load_function, load_scorer, prompt_text, response_texts
 
@@ -71,7 +71,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     """Run the parts that are asked for, print and save what they found."""
     result: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
-    policy = load_causal_lm(config.model).eval() if config.model else None
+    policy = load_policy(config.model)[0] if config.model else None
     if policy is not None and config.reference is not None:
         compared, samples = compare(policy, config)
         result |= compared
@@ -82,6 +82,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             raise InputError("--model", None, "expected a language model: --texts measures one")
         texts = list(documents(config.texts, count=config.max_documents, seed=config.seed + 1))[: config.max_documents]
         tokenizer = load_tokenizer(str(config.model))
+        check_fits(policy, tokenizer, longest=config.sequence_length, field="--sequence_length")
         result |= evaluate_documents(policy, tokenizer, texts, config.sequence_length, config.stride)
         result["baselines"] = {"xz": xz_bits_per_byte("\n".join(texts))}
     if not result:
@@ -100,6 +101,7 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
     assert config.model is not None
     assert config.reference is not None
     tokenizer, reference = load_tokenizer(config.model), load_causal_lm(config.reference).eval()
+    check_fits(reference, tokenizer)
     rows = prompts(config.data, count=config.prompts, seed=config.seed + 1, split=config.split)
     examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
     examples = spread(examples, config.prompts)

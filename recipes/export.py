@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from recipes.common import load_policy
 from rlhf_kit.config import run_recipe
-from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.convert import to_transformers
-from rlhf_kit.models.loading import load_causal_lm
 
 
 @dataclass
@@ -29,7 +28,7 @@ class ExportConfig:
 @torch.no_grad()
 def main(config: ExportConfig) -> float:
     """Convert, save, load again from disk and compare. Returns the largest relative difference of logits."""
-    model, tokenizer = load_causal_lm(config.model).eval(), load_tokenizer(config.model)
+    model, tokenizer = load_policy(config.model)
     exported = to_transformers(model)
     exported.save_pretrained(config.output_dir)
     tokenizer.save_pretrained(config.output_dir)

@@ -12,14 +12,12 @@ from typing import Any, Literal
 
 import torch
 
-from recipes.common import prompts
+from recipes.common import load_policy, prompts
 from recipes.ppo import stop_tokens
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import run_recipe
 from rlhf_kit.data import world
 from rlhf_kit.data.records import prompt_examples
-from rlhf_kit.data.tokenizer import load_tokenizer
-from rlhf_kit.models.loading import load_causal_lm
 from rlhf_kit.rollout.generate import generate
 from rlhf_kit.rollout.scoring import pad, prompt_text, response_texts
 
@@ -44,7 +42,7 @@ class SamplePairsConfig:
 
 def main(config: SamplePairsConfig) -> list[dict[str, Any]]:
     """Sample, label where asked, write JSONL."""
-    model, tokenizer = load_causal_lm(config.model).eval(), load_tokenizer(config.model)
+    model, tokenizer = load_policy(config.model)
     rows = prompts(config.data, count=config.pairs, seed=config.seed, split=config.split)[: config.pairs]
     examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
     print(f"prompts: {counts}")

@@ -202,8 +202,10 @@ def save_model_dir(model: nn.Module, tokenizer: Any, path: str | Path, accelerat
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             bare = accelerator.unwrap_model(model)
+            # No stage resizes an embedding, which peft would look for in the base, warning where that is an adapter itself.
+            options = {} if bare is unwrap(bare) else {"save_embedding_layers": False}
             with quiet():
-                bare.save_pretrained(temporary, state_dict=state)
+                bare.save_pretrained(temporary, state_dict=state, **options)
             bias = getattr(unwrap(bare).config, "score_bias", 0.0)
             if bare is not unwrap(bare) and bias:  # an adapter is saved without the model's config
                 (temporary / SCORE_BIAS).write_text(json.dumps(bias), encoding="utf-8")
