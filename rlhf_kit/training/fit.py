@@ -134,9 +134,8 @@ def fit(
         best, best_step, skipped = shared["best"], shared["best_step"], shared["skipped"]
     if accelerator.is_main_process:
         save_config(config, config.output_dir / "run_config.yaml")
-    metrics = Metrics(
-        accelerator, config.output_dir, steps, trackers=config.trackers, resume_step=start if config.resume else None
-    )
+    resumed_at = start if config.resume else None
+    metrics = Metrics(accelerator, config.output_dir, steps, trackers=config.trackers, resume_step=resumed_at, unit=raw.unit_name)
     last_eval: dict[str, float] = {}
     window: dict[str, Tensor] = {}
 

@@ -24,6 +24,8 @@ Stats = dict[str, Tensor]
 class Stage(nn.Module):
     """A model and its objective. Subclasses say what a unit is and what the loss over a batch sums to."""
 
+    unit_name = "tokens"  # what is counted, for the rate a second
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -54,6 +56,8 @@ class LanguageModelling(Stage):
 
 class RewardModelling(Stage):
     """Bradley-Terry on pairs (`objectives.reward_model`). The unit is a pair."""
+
+    unit_name = "pairs"
 
     def __init__(self, model: nn.Module, *, center_coef: float = 0.0, label_smoothing: float = 0.0) -> None:
         super().__init__(model)
