@@ -29,7 +29,7 @@ class PPOConfig(LoraFields, OnlineConfig):
     output_dir: Path = Path("runs/tiny/ppo")
     model: str = "runs/tiny/sft"  # where the policy starts, and the reference it stays near
     reward: str = "runs/tiny/reward"  # a reward model's directory, or a callable `module:function`, `file.py:function`
-    monitor: str | None = None  # a second callable that is logged as eval/gold_score and never trained on
+    gold: str | None = None  # a callable that is logged as eval/gold_score and never trained on
     critic: str | None = None  # where the critic starts; None: the reward model, or the policy with a zero head
     data: str = "world"  # prompts
     max_prompt_length: int = 192  # tokens; longer prompts are left out, and counted
@@ -69,7 +69,7 @@ def main(config: PPOConfig) -> dict[str, float]:
         eos_ids=stop_tokens(policy, tokenizer),
         reference=reference,
         critic=make_critic(config, reward_model, lora) if ALGORITHMS[config.algorithm].critic else None,
-        monitor=function_scorer(load_function(config.monitor, "--monitor"), tokenizer) if config.monitor else None,
+        monitor=function_scorer(load_function(config.gold, "--gold"), tokenizer) if config.gold else None,
     )
 
 

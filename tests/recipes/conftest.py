@@ -44,7 +44,7 @@ CONFIGS = {
         ppo.PPOConfig,
         {
             "total_steps": 5, "batch_size": 8, "micro_batch_size": 4, "num_epochs": 2, "num_minibatches": 2, "max_new_tokens": 12,
-            "world_prompts": 40, "save_every": 2, "learning_rate": 1e-3, "monitor": "rlhf_kit.data.world:gold_scores",
+            "world_prompts": 40, "save_every": 2, "learning_rate": 1e-3, "gold": "rlhf_kit.data.world:gold_scores",
         },
     ),
     "evaluate": (

@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
 
 from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
 from rlhf_kit.training import fit as fit_module
 from rlhf_kit.training import online as online_module
+from tests.recipes.conftest import CONFIGS
 
 ROOT = Path(fit_module.__file__).parents[2]
 
@@ -144,3 +147,11 @@ def test_an_interrupted_run_saves_says_so_and_goes_on(road: Path, flags: Any, re
     )
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, step + 3))
+
+
+def test_no_flag_of_a_recipe_is_taken_by_a_launcher() -> None:
+    """argparse reads `--monitor` behind the script's name as an abbreviation of torchrun's `--monitor-interval`, and stops."""
+    names = {f"--{name}" for _, cls, _ in CONFIGS.values() for name in cls.__dataclass_fields__}
+    for parser in (get_args_parser(), launch_command_parser()):
+        options = parser._option_string_actions
+        assert not [(name, option) for name in names for option in options if option.startswith(name)]
