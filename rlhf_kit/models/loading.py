@@ -53,18 +53,27 @@ def load_causal_lm(path: str | Path, *, lora: Lora | None = None, dropout: float
 
 
 def load_scalar_model(
-    path: str | Path, *, lora: Lora | None = None, dropout: float | None = None, zero_head: bool = False
+    path: str | Path,
+    *,
+    lora: Lora | None = None,
+    dropout: float | None = None,
+    zero_head: bool = False,
+    trained_as: str | None = None,
 ) -> Any:
     """A model with one scalar output, in fp32: a reward model's directory, or any LM's with a fresh head.
 
     A fresh head is drawn with std 1/sqrt(D+1) (Stiennon et al. 2020; Huang et al. 2024, detail 11), or is zero
     where `zero_head` (a critic that starts from a language model).
 
+    Args:
+        trained_as: where given, the setting for which only a model that already has its head will do.
     Raises:
-        InputError: nothing loadable at `path`, or a head with more than one output.
+        InputError: nothing loadable at `path`, a head with more than one output, or none where one is needed.
     """
     config = _config(path)
     fresh = not _has_scalar_head(path, config)
+    if fresh and trained_as is not None:
+        raise InputError(trained_as, str(path), "expected a reward model: it has no scalar head, and a new one knows nothing")
     labels = len(config.id2label or {}) or 1
     if not fresh and labels != 1 and _base_of_adapter(path) is None:
         raise InputError("reward_model.num_labels", labels, f"expected 1: pass a model with a single scalar head, not {path}")

@@ -21,6 +21,7 @@ _GPT2 = {
     "norm": "layernorm",
     "mlp": "gelu",
     "bias": True,
+    "init_std": 0.02,
 }
 
 # Parameters with the vocabulary given here, the tied head counted once.

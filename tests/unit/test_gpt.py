@@ -454,8 +454,8 @@ def _growth(norm_place: str, scaled: bool, **kind: Any) -> tuple[float, float]:
 
 @pytest.mark.parametrize("kind", [{}, GPT2_LIKE, {"mlp": "relu"}], ids=["llama-like", "gpt2-like", "relu"])
 def test_activations_and_gradients_stay_bounded_at_48_layers_thanks_to_the_scaled_projections(kind: dict[str, Any]) -> None:
-    assert max(_growth("pre", True, **kind)) < 2.5
-    assert min(_growth("pre", False, **kind)) > 5
+    assert max(_growth("pre", True, **kind)) < 6  # mostly the first layers: the embeddings begin small
+    assert min(_growth("pre", False, **kind)) > 20
     assert max(_growth("post", True, **kind)) < 2.5
 
 
