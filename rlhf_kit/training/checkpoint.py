@@ -137,6 +137,8 @@ class Checkpoints:
             if world != self.world:
                 mend = f"but this run has {self.world}: launch it with {world}, or start a new run from the weights with --model"
                 raise InputError(f"number of processes that saved {folder}", world, mend)
+            if self.rank == 0:
+                print(f"resuming after step {step}", flush=True)
             return step, _load(folder / "shared.pt"), _load(folder / f"rank-{self.rank}.pt")
         if steps:
             raise InputError(
