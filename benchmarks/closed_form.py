@@ -124,8 +124,8 @@ class WorldPrompts:
 
 # What each algorithm runs with: 12,800 episodes, chosen on seed 100, reported on seeds 0 to 4.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"batch_size": 128, "num_epochs": 4, "num_minibatches": 2, "learning_rate": 1e-3, "lam": 0.95},
-    "rloo": {"batch_size": 128, "group_size": 4, "num_epochs": 2, "num_minibatches": 1, "learning_rate": 1e-3},
+    "ppo": {"batch_size": 64, "num_epochs": 4, "num_minibatches": 2, "learning_rate": 1e-3, "lam": 1.0},
+    "rloo": {"batch_size": 64, "group_size": 16, "num_epochs": 4, "num_minibatches": 2, "learning_rate": 1e-3},
 }
 
 

@@ -29,6 +29,7 @@ from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
 from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step, step_generator
 from rlhf_kit.training.metrics import Metrics
 from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer
+from rlhf_kit.training.rollout_stats import rollout_stats
 
 
 class Prompts(Protocol):
@@ -341,57 +342,6 @@ def update(
     return result
 
 
-def rollout_stats(
-    rollout: Rollout, returns: Tensor, non_score: Tensor, entropy: Tensor, gold: Tensor | None, accelerator: Accelerator
-) -> dict[str, float]:
-    """What a rollout looks like, averaged over all ranks: means over answers, or over valid tokens where said."""
-    mask = rollout.response_mask
-    assert rollout.old_logprobs is not None
-    assert rollout.ref_logprobs is not None
-    assert rollout.scores is not None
-    log_ratio = (rollout.old_logprobs - rollout.ref_logprobs) * mask
-    error = (returns - rollout.values) * mask if rollout.values is not None else torch.zeros_like(returns)
-    gap = ((rollout.sampler_logprobs - rollout.old_logprobs).abs() * mask).sum()
-    sums = {
-        "answers": torch.tensor(len(mask), device=mask.device),
-        "tokens": mask.sum(),
-        "kl": log_ratio.sum(),
-        "entropy": -(rollout.old_logprobs * mask).sum(),
-        "token_entropy": (entropy * mask).sum(),
-        "non_score": non_score.sum(),
-        "scores": rollout.scores.sum(),
-        "ended": rollout.ended.sum(),
-        "gap": gap,
-        "returns": returns.sum(),
-        "returns_sq": returns.square().sum(),
-        "error": error.sum(),
-        "error_sq": error.square().sum(),
-    }
-    if gold is not None:
-        sums["gold"] = gold.sum()
-    total = reduce_sum(accelerator, sums)
-    answers, tokens = total["answers"], total["tokens"]
-    variance = total["returns_sq"] / tokens - (total["returns"] / tokens) ** 2
-    residual = total["error_sq"] / tokens - (total["error"] / tokens) ** 2
-    stats = {
-        "objective/kl": total["kl"] / answers,
-        "objective/entropy": total["entropy"] / answers,
-        "objective/non_score_reward": total["non_score"] / answers,
-        "objective/scores": total["scores"] / answers,
-        "objective/rlhf_reward": (total["scores"] + total["non_score"]) / answers,
-        "val/num_eos_tokens": total["ended"],
-        "val/sampler_logprob_gap": total["gap"] / tokens,
-        "response/length": tokens / answers,
-        "response/eos_rate": total["ended"] / answers,
-        "units": tokens,
-    }
-    if rollout.values is not None and bool((rollout.values != 0).any()):
-        stats["val/explained_variance"] = 1.0 - residual / max(variance, 1e-8)
-    if gold is not None:
-        stats["eval/gold_score"] = total["gold"] / answers
-    return stats
-
-
 def split_rates(optimizer: Any, critic: nn.Module | None, config: OnlineConfig) -> list[float]:
     """Give the critic's parameters groups of their own, and return the peak learning rate of every group, in order."""
     if critic is None:
@@ -419,6 +369,9 @@ def check_online_config(config: OnlineConfig, algorithm: Algorithm, critic: nn.M
     """Refuse by name what cannot work."""
     check_least(config, total_steps=1, batch_size=1, group_size=1, micro_batch_size=1, num_epochs=1, num_minibatches=1)
     check_least(config, max_new_tokens=1, log_every=1, save_every=0, keep_checkpoints=1, kl_coef=0, cliprange=0, learning_rate=0)
+    for name in ("gamma", "lam"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"--{name}", getattr(config, name), "expected a number from 0 to 1")
     for name in ("adam_beta1", "adam_beta2", "warmup_fraction"):
         if not 0 <= getattr(config, name) < 1:
             raise InputError(f"--{name}", getattr(config, name), "expected a number from 0 to below 1")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_kit.batches import IGNORE, LMBatch, PreferenceBatch
+from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import hidden_states, output_head, scalar_scores
 from rlhf_kit.objectives.language_model import language_model_loss
 from rlhf_kit.objectives.reward_model import pairwise_loss
@@ -61,6 +62,8 @@ class RewardModelling(Stage):
 
     def __init__(self, model: nn.Module, *, center_coef: float = 0.0, label_smoothing: float = 0.0) -> None:
         super().__init__(model)
+        if not 0 <= label_smoothing < 0.5:
+            raise InputError("--label_smoothing", label_smoothing, "expected at least 0 and less than 0.5")
         self.center_coef, self.label_smoothing = center_coef, label_smoothing
 
     def units(self, batch: PreferenceBatch) -> Tensor:
