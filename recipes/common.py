@@ -51,14 +51,7 @@ def open_run(config: Any) -> Accelerator:
             run to resume has.
     """
     accelerator = make_accelerator("bf16" if config.precision == "bf16" else "no")
-    output_dir = Path(config.output_dir)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output_dir).close()
-    except OSError as error:
-        mend = f"expected a folder that can be written ({error.strerror}): choose another, or make room"
-        raise InputError("--output_dir", str(output_dir), mend) from error
-    checkpoints = Checkpoints(output_dir / "trainer_state", accelerator, keep=config.keep_checkpoints)
+    checkpoints = Checkpoints(writable(config.output_dir) / "trainer_state", accelerator, keep=config.keep_checkpoints)
     if config.resume:
         checkpoints.require_existing()
         check_same_settings(config)
@@ -66,6 +59,18 @@ def open_run(config: Any) -> Accelerator:
         checkpoints.refuse_existing()
     seed_everything_for_step(config.seed, 0, 0)
     return accelerator
+
+
+def writable(folder: str | Path, field: str = "--output_dir") -> Path:
+    """The folder, made where it is missing, once something could be written into it: before the work, not after."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        mend = f"expected a folder that can be written ({error.strerror}): choose another, or make room"
+        raise InputError(field, str(folder), mend) from error
+    return folder
 
 
 def check_same_settings(config: Any) -> None:

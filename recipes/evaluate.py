@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from recipes.common import documents, load_policy, preferences, prompts, spread
+from recipes.common import documents, load_policy, preferences, prompts, spread, writable
 from recipes.sample_pairs import sample_rollouts
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import run_recipe, save_config
@@ -69,6 +69,7 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
     """Run the parts that are asked for, print and save what they found."""
+    writable(config.output_dir)
     result: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
     policy = load_policy(config.model)[0] if config.model else None
@@ -87,7 +88,6 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         result["baselines"] = {"xz": xz_bits_per_byte("\n".join(texts))}
     if not result:
         raise InputError("--reference, --preferences, --texts", None, "expected at least one: nothing was asked for")
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     (config.output_dir / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     with (config.output_dir / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -185,7 +185,7 @@ def evaluate_reward(config: EvaluateConfig) -> dict[str, Any]:
     """Accuracy, calibration and length bias of the reward model on held-out pairs."""
     if config.reward is None or not Path(config.reward).is_dir():
         raise InputError("--reward", config.reward, "expected a reward model's directory: --preferences measures one")
-    tokenizer, model = load_tokenizer(config.reward), load_scalar_model(config.reward)
+    tokenizer, model = load_tokenizer(config.reward), load_scalar_model(config.reward, trained_as="--reward")
     rows = preferences(str(config.preferences), count=1_000, seed=config.seed + 1, split="heldout")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_024
     groups: dict[str, list[dict[str, Any]]] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from recipes.common import load_policy
+from recipes.common import load_policy, writable
 from rlhf_kit.config import run_recipe
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.convert import to_transformers
@@ -28,6 +28,7 @@ class ExportConfig:
 @torch.no_grad()
 def main(config: ExportConfig) -> float:
     """Convert, save, load again from disk and compare. Returns the largest relative difference of logits."""
+    writable(config.output_dir)
     model, tokenizer = load_policy(config.model)
     exported = to_transformers(model)
     exported.save_pretrained(config.output_dir)

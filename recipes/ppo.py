@@ -39,7 +39,7 @@ class PPOConfig(LoraFields, OnlineConfig):
 def main(config: PPOConfig) -> dict[str, float]:
     """Load policy, reference, critic and reward, then run the online loop."""
     accelerator = open_run(config)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, "--model")
     rows = prompts(config.data, count=config.world_prompts, seed=config.seed)
     examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
     accelerator.print(f"prompts: {counts}")
@@ -59,6 +59,9 @@ def main(config: PPOConfig) -> dict[str, float]:
     scorer, reward_model = load_scorer(
         config.reward, tokenizer, micro_batch_size=config.micro_batch_size, device=accelerator.device
     )
+    critic = make_critic(config, tokenizer, reward_model, lora) if ALGORITHMS[config.algorithm].critic else None
+    if critic is not None:
+        check_fits(critic, tokenizer, longest=longest, field="--max_prompt_length or --max_new_tokens")
     return online(
         policy,
         batches,
@@ -68,14 +71,20 @@ def main(config: PPOConfig) -> dict[str, float]:
         tokenizer=tokenizer,
         eos_ids=stop_tokens(policy, tokenizer),
         reference=reference,
-        critic=make_critic(config, reward_model, lora) if ALGORITHMS[config.algorithm].critic else None,
+        critic=critic,
         monitor=function_scorer(load_function(config.gold, "--gold"), tokenizer) if config.gold else None,
     )
 
 
-def make_critic(config: PPOConfig, reward_model: Any, lora: Any) -> Any:
-    """The critic's start: what is asked for, else the reward model, else the policy's body with a zero head."""
-    start = config.critic or (config.reward if reward_model is not None else config.model)
+def make_critic(config: PPOConfig, tokenizer: Any, reward_model: Any, lora: Any) -> Any:
+    """The critic's start: what is asked for, else the reward model, else the policy's body with a zero head.
+
+    A reward model with a vocabulary of its own is no start: the critic reads the policy's token ids.
+    """
+    start = config.critic or config.model
+    if config.critic is None and reward_model is not None:
+        same = load_tokenizer(config.reward).get_vocab() == tokenizer.get_vocab()
+        start = config.reward if same else config.model
     return load_scalar_model(start, lora=lora, dropout=0.0, zero_head=True)
 
 

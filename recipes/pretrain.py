@@ -7,7 +7,7 @@ accelerate launch recipes/pretrain.py --config recipes/configs/small/pretrain.ya
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import torch
 from recipes.common import documents, open_run
 from rlhf_kit.config import run_recipe
 from rlhf_kit.data.batching import TokenBatches
-from rlhf_kit.data.shards import INDEX, TokenShards, write_shards
+from rlhf_kit.data.shards import INDEX, SEPARATOR, TokenShards, write_shards
 from rlhf_kit.data.tokenizer import load_tokenizer
+from rlhf_kit.errors import InputError
 from rlhf_kit.models.hf import GPTForCausalLM
 from rlhf_kit.models.loading import check_fits
 from rlhf_kit.models.presets import preset
@@ -61,7 +62,7 @@ EVAL_EVERY = 50  # documents: one in so many is held out where no --eval_data is
 def main(config: PretrainConfig) -> dict[str, float]:
     """Tokenize into shards, then fit."""
     accelerator = open_run(config)
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer, "--tokenizer")
     train, held_out = token_shards(config, tokenizer, accelerator)
 
     overrides: dict[str, Any] = {name: value for name in MODEL_FIELDS if (value := getattr(config, name)) is not None}
@@ -109,12 +110,22 @@ def split_documents(config: PretrainConfig) -> tuple[Iterable[str], Iterable[str
     def read(data: str) -> Iterable[str]:
         return documents(data, count=config.world_documents, seed=config.seed)
 
+    def some(texts: Iterable[str], field: str, data: str, mend: str) -> Iterator[str]:
+        count = 0
+        for count, text in enumerate(texts, 1):  # noqa: B007
+            yield text
+        if not count:
+            raise InputError(field, data, mend)
+
     if config.eval_data is not None:
-        return read(config.data), read(config.eval_data)
-    return (
-        (text for i, text in enumerate(read(config.data)) if i % EVAL_EVERY),
-        itertools.islice(read(config.data), 0, None, EVAL_EVERY),
-    )
+        mend = "expected at least one document: it is empty"
+        return (
+            some(read(config.data), "--data", config.data, mend),
+            some(read(config.eval_data), "--eval_data", config.eval_data, mend),
+        )
+    mend = f"expected at least 2 documents, one to hold out: put lines {SEPARATOR} between them, or give --eval_data"
+    rest = (text for i, text in enumerate(read(config.data)) if i % EVAL_EVERY)
+    return some(rest, "--data", config.data, mend), itertools.islice(read(config.data), 0, None, EVAL_EVERY)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class RewardConfig(LoraFields, FitConfig):
 def main(config: RewardConfig) -> dict[str, float]:
     """Encode, fit on the pairs, and set the offset that makes a demonstration's mean score 0."""
     accelerator = open_run(config)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, "--model")
     rows = preferences(config.data, count=config.world_pairs, seed=config.seed)
     if config.eval_data is None:
         rows, held_out = hold_out(rows, config.eval_fraction)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from recipes.common import load_policy, prompts
+from recipes.common import load_policy, prompts, writable
 from recipes.ppo import stop_tokens
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import run_recipe
@@ -42,6 +42,7 @@ class SamplePairsConfig:
 
 def main(config: SamplePairsConfig) -> list[dict[str, Any]]:
     """Sample, label where asked, write JSONL."""
+    writable(config.output.parent, "--output")
     model, tokenizer = load_policy(config.model)
     rows = prompts(config.data, count=config.pairs, seed=config.seed, split=config.split)[: config.pairs]
     examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
@@ -58,7 +59,6 @@ def main(config: SamplePairsConfig) -> list[dict[str, Any]]:
         elif first[i] != second[i]:  # a person is never asked to choose between twins
             chosen, rejected = (a, b) if labels[i] == "a" else (b, a)
             records.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
-    config.output.parent.mkdir(parents=True, exist_ok=True)
     with config.output.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     print(f"{len(records)} pairs -> {config.output}")

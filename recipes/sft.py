@@ -36,7 +36,7 @@ class SFTConfig(LoraFields, FitConfig):
 def main(config: SFTConfig) -> dict[str, float]:
     """Encode, then fit on the assistant's tokens."""
     accelerator = open_run(config)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, "--model")
     rows = demonstrations(config.data, count=config.world_demonstrations, seed=config.seed)
     if config.eval_data is None:
         rows, held_out = hold_out(rows, config.eval_fraction)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.common import documents
+from recipes.common import documents, writable
 from rlhf_kit.config import run_recipe, save_config
 from rlhf_kit.data.tokenizer import train_tokenizer
 
@@ -26,6 +26,7 @@ class TokenizerConfig:
 
 def main(config: TokenizerConfig) -> None:
     """Train it and save it."""
+    writable(config.output_dir)
     tokenizer = train_tokenizer(documents(config.data, count=config.world_documents, seed=config.seed), config.vocab_size)
     tokenizer.save_pretrained(config.output_dir)
     save_config(config, config.output_dir / "run_config.yaml")

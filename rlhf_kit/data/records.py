@@ -299,7 +299,7 @@ class EncodingStats:
     tokens: int = 0
     trained_tokens: int = 0
 
-    def report(self, what: str, max_length: int) -> None:
+    def report(self, what: str, max_length: int, field: str = "max_length") -> None:
         """Log the counts that are not zero.
 
         Raises:
@@ -308,9 +308,7 @@ class EncodingStats:
         counts = {name: count for name, count in asdict(self).items() if count}
         logger.info("%s: %s", what, ", ".join(f"{name} {count:,}" for name, count in counts.items()))
         if not self.kept:
-            raise InputError(
-                f"{what}: kept", 0, f"expected at least one of {counts} within {max_length} tokens: raise max_length"
-            )
+            raise InputError(f"{what}: kept", 0, f"expected at least one of {counts} within {max_length} tokens: raise {field}")
 
 
 @dataclass
@@ -420,5 +418,5 @@ def prompt_examples(
         stats.kept += 1
         stats.tokens += len(ids)
         examples.append(PromptExample(np.asarray(ids, dtype=np.int32), record))
-    stats.report("prompts", max_length)
+    stats.report("prompts", max_length, "max_prompt_length")
     return examples, stats

@@ -81,20 +81,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path_or_name: str | Path, field: str = "tokenizer") -> PreTrainedTokenizerBase:
     """Any `transformers` tokenizer; one without a pad token pads with its eos (masks, not ids, say what is valid).
 
+    Args:
+        path_or_name: a folder or a hub name.
+        field: what the user calls it, for the error.
     Raises:
         InputError: nothing loadable there, or no eos token to stop at.
     """
     path_or_name = str(path_or_name)
     if path_or_name.startswith((".", "/", "~")) and not Path(path_or_name).is_dir():
-        raise InputError("tokenizer", path_or_name, "expected a folder: it does not exist")
+        raise InputError(field, path_or_name, "expected a folder: it does not exist")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_name)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError("tokenizer", path_or_name, f"which cannot be loaded ({reason}): pass a tokenizer folder") from error
+        raise InputError(field, path_or_name, f"whose tokenizer cannot be loaded ({reason}): pass a tokenizer folder") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"tokenizer {path_or_name}: eos_token", None, "expected a stop token: set one and save it again")
     if tokenizer.pad_token_id is None:

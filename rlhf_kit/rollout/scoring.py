@@ -22,7 +22,7 @@ from rlhf_kit.batches import Rollout
 from rlhf_kit.data.tokenizer import encode_chat, load_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_scores
-from rlhf_kit.models.loading import load_scalar_model
+from rlhf_kit.models.loading import check_fits, load_scalar_model
 from rlhf_kit.rollout.experience import by_length, join
 
 Row = dict[str, Any]  # a prompt record: {"prompt": [messages]}
@@ -118,13 +118,15 @@ def load_function(spec: str, field: str = "--reward") -> RewardFunction:
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError(field, spec, f"expected a callable named {name!r} in {target}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def load_scorer(spec: str, policy_tokenizer: Any, *, micro_batch_size: int, device: Any) -> tuple[Scorer, nn.Module | None]:
     """`(scorer, the reward model or None)` from what `--reward` says."""
     if Path(spec).is_dir():
-        model = load_scalar_model(spec, dropout=0.0).to(device).eval()
+        model = load_scalar_model(spec, dropout=0.0, trained_as="--reward").to(device).eval()
         model.requires_grad_(False)
-        return model_scorer(model, policy_tokenizer, load_tokenizer(spec), micro_batch_size=micro_batch_size), model
+        tokenizer = load_tokenizer(spec, "--reward")
+        check_fits(model, tokenizer)
+        return model_scorer(model, policy_tokenizer, tokenizer, micro_batch_size=micro_batch_size), model
     return function_scorer(load_function(spec), policy_tokenizer, name=spec), None

@@ -296,3 +296,17 @@ def test_a_clone_runs_its_own_code_without_being_installed(tmp_path: Path) -> No
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[0] == "the clone"
+
+
+def test_a_reward_model_with_another_vocabulary_judges_texts_and_is_no_start_for_the_critic(
+    road: Path, recipe: Any, tmp_path: Path
+) -> None:
+    recipe("tokenizer", output_dir=tmp_path / "tokenizer", vocab_size=350)
+    recipe("pretrain", tokenizer=tmp_path / "tokenizer", output_dir=tmp_path / "pretrain", max_steps=1)
+    recipe("reward", model=tmp_path / "pretrain", data=road / "pairs.jsonl", output_dir=tmp_path / "reward", max_steps=1)
+    recipe("ppo", model=road / "sft", reward=tmp_path / "reward", output_dir=tmp_path / "ppo", total_steps=1)
+    critic = load_scalar_model(tmp_path / "ppo" / "critic")
+    assert critic.config.vocab_size == 400
+    (row,) = read_metrics(tmp_path / "ppo" / "metrics.jsonl")
+    assert "val/explained_variance" not in row  # a zero head: every first value is 0
+    assert row["objective/scores"] is not None
