@@ -67,7 +67,7 @@ def interleave(contenders: Mapping[str, Setup], rounds: int) -> dict[str, Times]
     times = {name: Times() for name in contenders}
     for _ in range(rounds):
         for name, setup in contenders.items():
-            with contextlib.redirect_stdout(io.StringIO()):  # what the loops report is not what we report
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # their reports
                 run = setup()
                 gc.collect()
                 clock = Clock()

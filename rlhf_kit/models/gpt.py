@@ -117,7 +117,7 @@ class Shared:
     triangular: bool  # no query looks past its own position, so blocks of queries may drop later keys
     by_matmul: bool
     dtype: torch.dtype  # of the products: autocast's, or the model's
-    cos: Tensor | None  # (1 or B, T, 1, hd)
+    cos: Tensor | None  # (1 or B, T, H, hd), the same for every head
     sin: Tensor | None  # the same; its first half is negated
 
 
@@ -179,7 +179,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        if x.device.type == "cpu" and x.dtype.itemsize >= 4 and type(x) is Tensor and torch.is_grad_enabled():
+        if x.device.type == "cpu" and x.dtype.itemsize >= 4 and type(x) is Tensor:
             return _RMSNormOnCPU.apply(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
@@ -227,7 +227,7 @@ class Attention(nn.Module):
         # Heads are counted by -1: under tensor parallelism a device holds only some of them.
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
         if shared.cos is not None and shared.sin is not None:
-            q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
+            q, k = (rotate(x, shared.cos[:, :, : x.shape[2]], shared.sin[:, :, : x.shape[2]]) for x in (q, k))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, hd)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
@@ -419,7 +419,8 @@ class GPT(nn.Module):
         cos, sin = None, None
         if o.position == "rotary":
             assert o.head_dim is not None
-            cos, sin = rotary_angles(position_ids, o.head_dim, o.rope_theta, dtype)
+            # One copy a head: on CPU a product over whole rows is faster than one that repeats hd numbers.
+            cos, sin = (a.repeat(1, 1, o.n_heads, 1) for a in rotary_angles(position_ids, o.head_dim, o.rope_theta, dtype))
         return Shared(mask, ready is None, by_matmul, dtype, cos, sin), position_ids
 
     def _check_length(self, length: int, positions: Tensor) -> None:

@@ -54,8 +54,10 @@ def join(rollout: Rollout) -> Joined:
     return Joined(ids.gather(1, order), mask.gather(1, order), rows, cols, slots)
 
 
-def response_logprobs(policy: nn.Module, rollout: Rollout, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the answers' tokens, and the policy's entropy there.
+def response_logprobs(
+    policy: nn.Module, rollout: Rollout, *, temperature: float, with_entropy: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the answers' tokens, and the policy's entropy there (0 without `with_entropy`).
 
     Returns:
         logprobs, entropy: (B, R) fp32, nats, 0 where `response_mask` is False. Under the sampling distribution,
@@ -65,7 +67,8 @@ def response_logprobs(policy: nn.Module, rollout: Rollout, *, temperature: float
     states = hidden_states(policy, joined.ids, joined.mask)
     weight, bias = output_head(policy)
     targets = joined.ids[joined.rows, joined.cols]
-    logprobs, entropy = linear_logprobs(states[joined.rows, joined.cols - 1], weight, targets, bias, temperature=temperature)
+    before = states[joined.rows, joined.cols - 1]
+    logprobs, entropy = linear_logprobs(before, weight, targets, bias, temperature=temperature, with_entropy=with_entropy)
     return _scatter(logprobs, joined, rollout), _scatter(entropy, joined, rollout)
 
 
@@ -135,7 +138,7 @@ def collect(
         part = rollout.rows(index)
         old[index], entropy[index] = response_logprobs(policy, part, temperature=sampler.temperature)
         with reference_of(policy, reference) as ref_policy:
-            ref[index], _ = response_logprobs(ref_policy, part, temperature=sampler.temperature)
+            ref[index], _ = response_logprobs(ref_policy, part, temperature=sampler.temperature, with_entropy=False)
         if critic is not None:
             values[index] = response_values(critic, part)
     rollout.old_logprobs, rollout.ref_logprobs, rollout.values = old, ref, values
