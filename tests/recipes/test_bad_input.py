@@ -396,7 +396,7 @@ def test_a_disk_that_takes_no_more_costs_checkpoints_but_not_the_run_and_the_las
     words = flags("sft", model=road / "pretrain", output_dir=tmp_path / "sft", eval_fraction=0.0)
     run = subprocess.run(
         [sys.executable, "-m", "recipes.sft", *words],
-        capture_output=True, text=True, timeout=120, cwd=Path(chat.__file__).parents[1],
+        capture_output=True, text=True, timeout=300, cwd=Path(chat.__file__).parents[1],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
     )  # fmt: skip
     lines = run.stderr.splitlines()

@@ -81,7 +81,7 @@ def test_a_killed_recipe_resumes_bit_for_bit(
 def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240, **options
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, **options
     )
 
 
@@ -132,13 +132,13 @@ def test_an_interrupted_run_saves_says_so_and_goes_on(road: Path, flags: Any, re
         [sys.executable, "recipes/sft.py", *words], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     metrics = tmp_path / "sft" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "--resume true goes on from here" in errors.splitlines()[-1]
     (step,) = [int(path.name[5:]) for path in (tmp_path / "sft" / "trainer_state").iterdir()]

@@ -179,7 +179,7 @@ torch.save(model(input_ids=torch.arange(3, 23).view(2, 10)).logits, sys.argv[2])
 def test_the_export_loads_where_our_package_does_not_exist_and_says_the_same(road: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, str(road / "exported"), str(tmp_path / "logits.pt")],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
     assert (run.returncode, run.stdout.split()) == (0, ["LlamaForCausalLM", "1"]), run.stderr
     ours = load_causal_lm(road / "ppo").eval()(input_ids=IDS).logits
@@ -258,7 +258,7 @@ def test_recipes_import_without_work(tmp_path: Path) -> None:
         "assert not dist.is_initialized() and torch.initial_seed() == before\n"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "0"}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
     assert {"tokenizer", "pretrain", "sft", "sample_pairs", "reward", "ppo", "evaluate", "export", "chat"} <= set(names)
@@ -292,7 +292,7 @@ def test_a_clone_runs_its_own_code_without_being_installed(tmp_path: Path) -> No
         file.write("\nprint('the clone')\n")
     run = subprocess.run(
         [sys.executable, "recipes/tokenizer.py", "--vocab_size", "300", "--world_documents", "5", "--output_dir", "out"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[0] == "the clone"
