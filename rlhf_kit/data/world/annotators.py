@@ -31,7 +31,7 @@ class Annotators:
         seed: of the choices; `label` is a pure function of it and its arguments.
     """
 
-    temperature: float = 0.36
+    temperature: float = 0.5
     reliability: tuple[float, ...] = (1.0,)
     side_bias: float = 0.0
     length_bias: float = 0.0

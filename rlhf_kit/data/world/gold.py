@@ -16,10 +16,19 @@ from rlhf_kit.data.world.notation import Element, Options, Sentence, Slot, sente
 from rlhf_kit.data.world.sentences import CHOICES
 from rlhf_kit.data.world.writer import GOOD_LENGTH, read_request
 
-# What each attribute is worth. Topic comes first, so that the best story about something else stays below the average answer;
-# the other five have about the same part in the variance of an SFT answer's score.
-WEIGHTS = {"on_topic": 3.5, "happy_ending": 1.0, "dialogue": 0.9, "vivid": 1.2, "warm": 1.0, "good_length": 1.5}
-MEAN, STD = 6.155, 1.325  # of the weighted sum over SFT answers: makes `utility` standard there
+# What each attribute is worth. All have a like part in the variance of a small model's answers, so that no single one decides
+# and a small reward model can learn the whole.
+WEIGHTS = {
+    "on_topic": 2.0,
+    "happy_ending": 2.0,
+    "dialogue": 1.4,
+    "vivid": 1.2,
+    "warm": 1.6,
+    "good_length": 1.0,
+    "well_formed": 2.0,
+}
+MEAN, STD = 7.66, 1.544  # of the weighted sum over SFT answers: makes `utility` standard there
+_SOUND_FROM, _SOUND_ALL = 0.4, 0.8  # share of sound words below which nothing counts, and from which everything does
 GUARDS = ("well_formed", "no_repetition", "finished")
 _UNFINISHED = 0.5
 _ENDINGS = {"happy": 1.0, "open": 0.3, "sad": 0.0}
@@ -230,12 +239,16 @@ def _no_repetition(text: str) -> float:
 
 
 def utility(qualities: dict[str, float]) -> float:
-    """The gold score of `attributes`: their weighted sum times the guards (`well_formed` squared), standardised on SFT answers.
+    """The gold score of `attributes`: their weighted sum times the guards, standardised on SFT answers.
+
+    One unsound sentence among five costs its share of `well_formed`; a text that is mostly unsound is worth nothing.
 
     It never falls when an attribute rises. Its floor, -MEAN / STD, is what empty and senseless answers get.
     """
+    sound = qualities["well_formed"]
     total = sum(weight * qualities[name] for name, weight in WEIGHTS.items())
-    guard = qualities["well_formed"] ** 2 * qualities["no_repetition"] * qualities["finished"]
+    guard = min(1.0, max(0.0, (sound - _SOUND_FROM) / (_SOUND_ALL - _SOUND_FROM)))
+    guard *= qualities["no_repetition"] * qualities["finished"]
     return (total * guard - MEAN) / STD
 
 
