@@ -223,7 +223,7 @@ def test_lora_adapters_build_on_one_another(road: Path, recipe: Any, tmp_path: P
     recipe("sft", model=road / "pretrain", output_dir=tmp_path / "sft", lora_rank=2, learning_rate=1e-2)
     recipe("reward", model=tmp_path / "sft", data=road / "pairs.jsonl", output_dir=tmp_path / "reward", lora_rank=2)
     recipe(
-        "ppo", model=tmp_path / "sft", reward=tmp_path / "reward", output_dir=tmp_path / "ppo", lora_rank=2, learning_rate=1e-2
+        "ppo", model=tmp_path / "sft", reward=tmp_path / "reward", output_dir=tmp_path / "ppo", lora_rank=2, learning_rate=1e-4
     )
     for stage in ("sft", "reward", "ppo"):
         assert (tmp_path / stage / "adapter_config.json").is_file()
@@ -236,7 +236,7 @@ def test_lora_adapters_build_on_one_another(road: Path, recipe: Any, tmp_path: P
     logits = [model(input_ids=IDS).logits for model in chain]
     learned, aligned = (logits[1] - logits[0]).abs().max(), (logits[2] - logits[1]).abs().max()
     assert learned > 0.1
-    assert 0.0 < aligned < learned  # had PPO's adapter forgotten SFT's, it would be as far from SFT as SFT from the start
+    assert 0.0 < aligned < 0.3 * learned  # had PPO's small adapter forgotten SFT's, it would be back at the start
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "sft").eval()
     torch.testing.assert_close(plain(input_ids=IDS).logits, logits[1], rtol=1e-4, atol=1e-5)
 
