@@ -3,26 +3,26 @@
     python examples/quickstart.py [--output_dir runs/quickstart] [--seed 0]
 
 Every stage is the recipe of its name with its config from recipes/configs/tiny. What people would do, the world's
-simulated annotators do: the SFT model answers each prompt twice, and they say which answer is better.
+simulated annotators do: they say, with noise, which of two answers is better.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes import evaluate, ppo, pretrain, reward, sample_pairs, sft, tokenizer
-from recipes.common import hold_out
+from recipes import evaluate, ppo, pretrain, reward, sft, tokenizer
 from rlhf_kit.config import parse_config, run_recipe
 from rlhf_kit.data import world
 from rlhf_kit.evaluation.report import write_report
 
 CONFIGS = Path(__file__).resolve().parent.parent / "recipes" / "configs" / "tiny"
-PAIRS, HELD_OUT_PAIRS = 6_000, 1_000
+STAGES = ("tokenizer", "pretrain", "sft", "reward", "ppo", "evaluation")
 
 
 @dataclass
@@ -41,38 +41,16 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
     def run(name: str, recipe: Any, cls: Any, **overrides: Any) -> Any:
         flags = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
         yaml = CONFIGS / f"{name}.yaml"
-        flags = (
-            ["--config", str(yaml), "--seed", str(config.seed), *flags] if yaml.exists() else ["--seed", str(config.seed), *flags]
-        )
+        flags = ["--config", str(yaml), "--seed", str(config.seed), *flags]
         return timed(seconds, name, lambda: recipe.main(parse_config(cls, flags)))
 
+    for stage in STAGES:  # what an earlier quickstart left
+        shutil.rmtree(out / stage, ignore_errors=True)
     started = time.perf_counter()
     run("tokenizer", tokenizer, tokenizer.TokenizerConfig, output_dir=out / "tokenizer")
     run("pretrain", pretrain, pretrain.PretrainConfig, tokenizer=out / "tokenizer", output_dir=out / "pretrain")
     run("sft", sft, sft.SFTConfig, model=out / "pretrain", output_dir=out / "sft")
-    pairs = run(
-        "pairs",
-        sample_pairs,
-        sample_pairs.SamplePairsConfig,
-        model=out / "sft",
-        output=out / "pairs.jsonl",
-        pairs=PAIRS + HELD_OUT_PAIRS,
-        annotators="world",
-        max_new_tokens=80,
-        precision="bf16",
-    )
-    train, held_out = hold_out(pairs, HELD_OUT_PAIRS / len(pairs))
-    write_jsonl(out / "pairs_train.jsonl", train)
-    write_jsonl(out / "pairs_heldout.jsonl", held_out)
-    run(
-        "reward",
-        reward,
-        reward.RewardConfig,
-        model=out / "sft",
-        data=out / "pairs_train.jsonl",
-        eval_data=out / "pairs_heldout.jsonl",
-        output_dir=out / "reward",
-    )
+    run("reward", reward, reward.RewardConfig, model=out / "sft", output_dir=out / "reward")
     run("ppo", ppo, ppo.PPOConfig, model=out / "sft", reward=out / "reward", output_dir=out / "ppo")
     result = run(
         "evaluate",
@@ -81,19 +59,19 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
         model=out / "ppo",
         reference=out / "sft",
         reward=out / "reward",
-        preferences=out / "pairs_heldout.jsonl",
+        preferences="world",
         output_dir=out / "evaluation",
     )
 
-    texts = [(r["prompt"][-1]["content"], r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in held_out]
-    bayes = world.Annotators(seed=config.seed).bayes_accuracy(*map(list, zip(*texts)))
-    result |= {"bayes_accuracy": bayes}
+    pairs = world.preferences(evaluate.WORLD_PAIRS, config.seed + 1, split="heldout")  # those that evaluate judged
+    texts = [(r["prompt"][-1]["content"], r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in pairs]
+    result["bayes_accuracy"] = world.Annotators().bayes_accuracy(*map(list, zip(*texts)))
     summary = {
         "gold_win_rate": result["gold_win_rate"]["estimate"],
         "gold_win_rate_low": result["gold_win_rate"]["low"],
         "gold_win_rate_high": result["gold_win_rate"]["high"],
         "reward_accuracy": result["accuracy"]["estimate"],
-        "bayes_accuracy": bayes,
+        "bayes_accuracy": result["bayes_accuracy"],
         "kl": result["kl"]["estimate"],
         "eos_rate": result["eos_rate"],
         "seconds": time.perf_counter() - started,
@@ -106,7 +84,8 @@ def main(config: QuickstartConfig) -> dict[str, Any]:
     print(
         f"\nPPO beats its SFT model on the gold preference in {summary['gold_win_rate']:.1%} of pairs "
         f"(95 % interval {summary['gold_win_rate_low']:.1%} to {summary['gold_win_rate_high']:.1%}).\n"
-        f"Reward model: {summary['reward_accuracy']:.1%} of held-out pairs; nobody can know more than {bayes:.1%} of them.\n"
+        f"Reward model: {summary['reward_accuracy']:.1%} of held-out pairs; with this noise nobody can know more "
+        f"than {summary['bayes_accuracy']:.1%}.\n"
         f"KL to the SFT model {summary['kl']:.1f} nats an answer; {summary['eos_rate']:.1%} of answers end by themselves.\n"
         f"{summary['seconds']:.0f} s. Report: {report}\n"
         f"Talk to it: python recipes/chat.py --model {out / 'ppo'}"
@@ -121,11 +100,6 @@ def timed(seconds: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
     result = work()
     seconds[name] = time.perf_counter() - started
     return result
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_mode
 from rlhf_kit.rollout.experience import by_length, response_logprobs
 from rlhf_kit.rollout.scoring import load_function, load_scorer, prompt_text, response_texts
 
+WORLD_PAIRS = 2_000  # of the embedded world, for the reward model's accuracy
+
 
 @dataclass
 class EvaluateConfig:
@@ -186,7 +188,7 @@ def evaluate_reward(config: EvaluateConfig) -> dict[str, Any]:
     if config.reward is None or not Path(config.reward).is_dir():
         raise InputError("--reward", config.reward, "expected a reward model's directory: --preferences measures one")
     tokenizer, model = load_tokenizer(config.reward), load_scalar_model(config.reward, trained_as="--reward")
-    rows = preferences(str(config.preferences), count=1_000, seed=config.seed + 1, split="heldout")
+    rows = preferences(str(config.preferences), count=WORLD_PAIRS, seed=config.seed + 1, split="heldout")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_024
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
