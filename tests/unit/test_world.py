@@ -236,7 +236,7 @@ def test_symbols_around_a_good_answer_cost_as_much_as_words_would():
     few, best = QUESTIONS[:100], answers(QUESTIONS[:100], **BEST)
     plain = np.array(gold_scores(few, best))
     littered = np.array(gold_scores(few, [f"{text} ## $$ 12 %% 34 &&" for text in best]))
-    assert np.all(littered < plain - 0.2)
+    assert np.all(littered < plain - 0.1)
 
 
 def test_sentences_drawn_from_different_stories_are_worth_nearly_nothing():
@@ -246,10 +246,10 @@ def test_sentences_drawn_from_different_stories_are_worth_nearly_nothing():
     assert np.mean(scores) < -3
 
 
-def test_a_perfect_story_about_something_else_loses_a_standard_deviation():
+def test_a_perfect_story_about_something_else_loses_half_a_standard_deviation():
     best = answers(QUESTIONS[:500], **BEST)
     elsewhere = np.array(gold_scores(QUESTIONS[:500], best[1:] + best[:1]))
-    assert np.mean(np.array(gold_scores(QUESTIONS[:500], best)) - elsewhere) > 1.0
+    assert np.mean(np.array(gold_scores(QUESTIONS[:500], best)) - elsewhere) > 0.5
 
 
 def test_a_story_cut_off_loses_against_itself():

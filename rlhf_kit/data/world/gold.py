@@ -19,15 +19,15 @@ from rlhf_kit.data.world.writer import GOOD_LENGTH, read_request
 # What each attribute is worth. All have a like part in the variance of a small model's answers, so that no single one decides
 # and a small reward model can learn the whole.
 WEIGHTS = {
-    "on_topic": 2.0,
+    "on_topic": 1.0,
     "happy_ending": 2.0,
     "dialogue": 1.4,
     "vivid": 1.2,
     "warm": 1.6,
     "good_length": 1.0,
-    "well_formed": 2.0,
+    "well_formed": 1.0,
 }
-MEAN, STD = 7.66, 1.544  # of the weighted sum over SFT answers: makes `utility` standard there
+MEAN, STD = 5.81, 1.488  # of the weighted sum over SFT answers: makes `utility` standard there
 _SOUND_FROM, _SOUND_ALL = 0.4, 0.8  # share of sound words below which nothing counts, and from which everything does
 GUARDS = ("well_formed", "no_repetition", "finished")
 _UNFINISHED = 0.5
