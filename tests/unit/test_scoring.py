@@ -31,10 +31,12 @@ def as_rollout(tokenizer) -> Rollout:
     """CHATS as a rollout, answers ending in EOS."""
     queries = [encode_prompt(tokenizer, chat[:1]) for chat in CHATS]
     answers = [encode_chat(tokenizer, chat)[0][len(query) :] for chat, query in zip(CHATS, queries)]
-    query_ids, query_mask = pad(queries, side="left")
-    response_ids, response_mask = pad(answers)
     return Rollout(
-        query_ids, query_mask, response_ids, response_mask, torch.tensor([True, True]), torch.arange(2), torch.zeros(response_ids.shape)
+        *pad(queries, side="left"),
+        *pad(answers),
+        ended=torch.tensor([True, True]),
+        group_ids=torch.arange(2),
+        sampler_logprobs=torch.zeros(2, max(map(len, answers))),
     )
 
 
