@@ -16,10 +16,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from recipes import chat
+from recipes import chat, report
 from rlhf_kit.config import parse_config, read_yaml, run_recipe
 from rlhf_kit.data.records import load_preferences
-from rlhf_kit.evaluation.report import write_report
 from rlhf_kit.models.access import scalar_scores
 from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
 from rlhf_kit.training.metrics import read_metrics
@@ -214,7 +213,7 @@ def test_chat_ends_with_its_input(road: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_report_reads_the_whole_road(road: Path, tmp_path: Path) -> None:
-    page = write_report(road, tmp_path / "report.html").read_text()
+    page = report.main(report.ReportConfig(road, tmp_path / "report.html")).read_text()
     assert all(f">{step}<" in page for step in ("Pretraining", "Supervised fine-tuning", "Reward model", "PPO", "RLOO"))
 
 
