@@ -196,7 +196,7 @@ def evaluate_reward(config: EvaluateConfig) -> dict[str, Any]:
     parts, found, size = [], {}, config.batch_size
     for name, part in groups.items():
         examples, counts = preference_examples(part, tokenizer, min(positions, 1_024))
-        print(f"pairs {name}: {counts}")
+        print(f"pairs{name and ' ' + name}: {counts}")
         batches = PreferenceBatches(examples, batch_size=size, micro_batch_size=size, seed=0, pad_id=tokenizer.pad_token_id)
         pairs = (batch for step in range(batches.steps_per_epoch) for batch in batches.micro_batches(step, 0, 1))
         parts.append(score_preferences(model, pairs))

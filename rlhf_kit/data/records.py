@@ -299,6 +299,11 @@ class EncodingStats:
     tokens: int = 0
     trained_tokens: int = 0
 
+    def __str__(self) -> str:
+        """The counts that are not zero, on one line."""
+        counts = {name: count for name, count in asdict(self).items() if count}
+        return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()) or "nothing"
+
     def report(self, what: str, max_length: int, field: str = "max_length") -> None:
         """Log the counts that are not zero.
 
@@ -306,7 +311,7 @@ class EncodingStats:
             InputError: nothing was kept.
         """
         counts = {name: count for name, count in asdict(self).items() if count}
-        logger.info("%s: %s", what, ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+        logger.info("%s: %s", what, self)
         if not self.kept:
             raise InputError(f"{what}: kept", 0, f"expected at least one of {counts} within {max_length} tokens: raise {field}")
 
