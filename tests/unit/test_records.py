@@ -276,7 +276,7 @@ def test_cut_and_untrainable_demonstrations_are_counted(tokenizer, caplog):
     assert [len(ids) for ids, _ in examples][1] == 20
     assert (stats.records, stats.kept, stats.truncated, stats.untrained, stats.control_tokens) == (4, 2, 1, 1, 1)
     assert stats.trained_tokens == sum(int((labels[1:] != IGNORE).sum()) for _, labels in examples)
-    assert "truncated 1, untrained 1, control_tokens 1" in caplog.text
+    assert "1 truncated, 1 untrained, 1 control tokens" in caplog.text
 
 
 def test_nothing_left_to_train_on_is_an_error(tokenizer):
