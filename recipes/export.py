@@ -15,6 +15,7 @@ from recipes.common import load_policy, writable
 from rlhf_kit.config import run_recipe
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.convert import to_transformers
+from rlhf_kit.models.loading import quiet
 
 
 @dataclass
@@ -31,12 +32,13 @@ def main(config: ExportConfig) -> float:
     writable(config.output_dir)
     model, tokenizer = load_policy(config.model)
     exported = to_transformers(model)
-    exported.save_pretrained(config.output_dir)
-    tokenizer.save_pretrained(config.output_dir)
+    with quiet():
+        exported.save_pretrained(config.output_dir)
+        tokenizer.save_pretrained(config.output_dir)
+        reloaded = AutoModelForCausalLM.from_pretrained(config.output_dir, dtype=torch.float32).eval()
 
     ids = torch.randint(model.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
-    ours = model(input_ids=ids).logits
-    theirs = AutoModelForCausalLM.from_pretrained(config.output_dir, dtype=torch.float32).eval()(input_ids=ids).logits
+    ours, theirs = model(input_ids=ids).logits, reloaded(input_ids=ids).logits
     difference = float((ours - theirs).abs().max() / ours.abs().max())
     if difference > 1e-5:  # fp32 kernels may sum in another order; a wrong layout is off by far more
         raise InputError("exported logits", difference, "expected a relative difference below 1e-5: the export is not sound")
