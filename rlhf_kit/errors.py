@@ -14,11 +14,11 @@ class InputError(ValueError):
 
     Args:
         field: what is wrong, as the user knows it (`sft.jsonl line 12, column 'messages'`, `--learning_rate`).
-        value: what was found there; shown with `repr`, shortened in the middle to 80 characters (a path ends in its name).
+        value: what was found there; shown with `repr`, shortened in the middle to 200 characters (a path should stay whole).
         mend: what was expected and what to do about it.
     """
 
     def __init__(self, field: str, value: object, mend: str) -> None:
         self.field, self.value, self.mend = field, value, mend
         shown = repr(value)
-        super().__init__(f"{field} is {shown if len(shown) <= 80 else shown[:38] + '...' + shown[-39:]}, {mend}")
+        super().__init__(f"{field} is {shown if len(shown) <= 200 else shown[:98] + '...' + shown[-99:]}, {mend}")
