@@ -116,6 +116,10 @@ def run_recipe(
         if str(stop) and os.environ.get("RANK", "0") == "0":  # a loop that saved and left says how to go on
             print(stop, file=sys.stderr, flush=True)
         sys.exit(130)
+    finally:
+        # gloo's threads that still run when the interpreter ends abort the process, one time in three.
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _storage_error(error: OSError) -> InputError | None:

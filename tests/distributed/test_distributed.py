@@ -197,6 +197,8 @@ def test_sharding_that_would_be_dropped_on_a_cpu_is_refused(name: str, monkeypat
 RECIPE = """
 from dataclasses import dataclass
 
+import torch.distributed
+
 from rlhf_kit.config import run_recipe
 from rlhf_kit.training.distributed import make_accelerator, reduce_sum
 
@@ -214,6 +216,7 @@ def main(config):
 
 if __name__ == "__main__":
     run_recipe(main, Config)
+    assert not torch.distributed.is_initialized(), "a process that leaves with its group open aborts now and then"
 """
 
 
