@@ -15,10 +15,11 @@ import torch
 
 from recipes.common import load_policy
 from recipes.ppo import stop_tokens
-from rlhf_kit.config import run_recipe
+from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.tokenizer import encode_prompt
 from rlhf_kit.errors import InputError
 from rlhf_kit.rollout.generate import generate
+from rlhf_kit.training.distributed import step_generator
 
 HELP = "/new starts over, /quit leaves (as does Ctrl-D)."
 
@@ -55,12 +56,15 @@ class Stream:
 
 def main(config: ChatConfig) -> None:
     """Ask, stream the answer, remember both."""
+    check_least(config, max_new_tokens=1, temperature=0, seed=0)
+    if config.prompt is not None and not config.prompt.strip():
+        raise InputError("--prompt", config.prompt, "expected some text")
     model, tokenizer = load_policy(config.model)
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = step_generator(config.seed, 0, 0, "chat")
     opening = [{"role": "system", "content": config.system}] if config.system else []
 
     def answer(messages: list[dict[str, str]]) -> str:
-        ids = torch.tensor([encode_prompt(tokenizer, messages)])
+        ids = torch.tensor([encode_prompt(tokenizer, messages)], device=model.device)
         stream = Stream(tokenizer, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
         generate(
             model,

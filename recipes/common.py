@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import torch
 from accelerate import Accelerator
 
-from rlhf_kit.config import read_yaml
+from rlhf_kit.config import check_least, read_yaml
 from rlhf_kit.data import records, world
 from rlhf_kit.data.shards import read_texts
 from rlhf_kit.data.tokenizer import load_tokenizer
@@ -18,6 +19,7 @@ from rlhf_kit.errors import InputError
 from rlhf_kit.models.loading import Lora, check_fits, load_causal_lm
 from rlhf_kit.training.checkpoint import Checkpoints
 from rlhf_kit.training.distributed import make_accelerator, seed_everything_for_step
+from rlhf_kit.training.precision import agree_on_precision
 
 Split = Literal["train", "heldout"]
 
@@ -33,6 +35,7 @@ class LoraFields:
 
 def lora_of(config: LoraFields) -> Lora | None:
     """The adapter the config asks for, or None."""
+    check_least(config, lora_rank=0, lora_alpha=1)
     return Lora(config.lora_rank, config.lora_alpha, config.lora_target_modules or None) if config.lora_rank > 0 else None
 
 
@@ -50,15 +53,17 @@ def open_run(config: Any) -> Accelerator:
         InputError: an output_dir that cannot be written or holds another run, nothing to resume, or other settings than the
             run to resume has.
     """
-    accelerator = make_accelerator("bf16" if config.precision == "bf16" else "no")
+    check_least(config, seed=0)
+    accelerator = make_accelerator()
     checkpoints = Checkpoints(writable(config.output_dir) / "trainer_state", accelerator, keep=config.keep_checkpoints)
     if config.resume:
         checkpoints.require_existing()
         check_same_settings(config)
     else:
         checkpoints.refuse_existing()
+    config.precision = agree_on_precision(config.precision, accelerator)
     seed_everything_for_step(config.seed, 0, 0)
-    return accelerator
+    return make_accelerator("bf16") if config.precision == "bf16" else accelerator
 
 
 def writable(folder: str | Path, field: str = "--output_dir") -> Path:
@@ -74,11 +79,16 @@ def writable(folder: str | Path, field: str = "--output_dir") -> Path:
 
 
 def check_same_settings(config: Any) -> None:
-    """Refuse by name a setting that differs from those the run in `config.output_dir` was begun with."""
+    """Refuse by name a setting that differs from those that the run in `config.output_dir` was begun with.
+
+    A precision of `auto` becomes what it was then.
+    """
     path = Path(config.output_dir) / "run_config.yaml"
     if not path.exists():
         return
     for name, before in read_yaml(path, get_type_hints(type(config))).items():
+        if name == "precision" and config.precision == "auto":
+            config.precision = before
         now = getattr(config, name)
         if name not in FREE_ON_RESUME and now != before:
             mend = f"but the run to resume was begun with {before!r}: give that again, or start anew in another --output_dir"
@@ -86,10 +96,15 @@ def check_same_settings(config: Any) -> None:
 
 
 def load_policy(path: str) -> tuple[Any, Any]:
-    """A language model to be asked, in evaluation mode, and the tokenizer that fits it."""
+    """A language model to be asked, in evaluation mode and on the GPU where there is one, and the tokenizer that fits it."""
     model, tokenizer = load_causal_lm(path).eval(), load_tokenizer(path)
     check_fits(model, tokenizer)
-    return model, tokenizer
+    return model.to(best_device()), tokenizer
+
+
+def best_device() -> torch.device:
+    """Where a model is asked: the machine's accelerator, else the CPU. (Training takes `accelerator.device`.)"""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def documents(data: str, *, count: int, seed: int) -> Iterable[str]:

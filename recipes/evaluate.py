@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from recipes.common import documents, load_policy, preferences, prompts, spread, writable
+from recipes.common import best_device, documents, load_policy, preferences, prompts, spread, writable
 from recipes.sample_pairs import sample_rollouts
 from rlhf_kit.batches import Rollout
-from rlhf_kit.config import run_recipe, save_config
+from rlhf_kit.config import check_least, run_recipe, save_config
 from rlhf_kit.data.batching import PreferenceBatches
 from rlhf_kit.data.records import preference_examples, prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
@@ -33,9 +33,10 @@ from rlhf_kit.evaluation.generation import (
 )
 from rlhf_kit.evaluation.perplexity import evaluate_documents, xz_bits_per_byte
 from rlhf_kit.evaluation.reward import PreferenceScores, accuracy, score_preferences, summarize_preferences
-from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
+from rlhf_kit.models.loading import check_fits, load_scalar_model
 from rlhf_kit.rollout.experience import by_length, response_logprobs
 from rlhf_kit.rollout.scoring import load_function, load_scorer, prompt_text, response_texts
+from rlhf_kit.training.precision import Precision
 
 WORLD_PAIRS = 2_000  # of the embedded world, for the reward model's accuracy
 
@@ -58,7 +59,7 @@ class EvaluateConfig:
     max_new_tokens: int = 64
     temperature: float = 1.0
     batch_size: int = 64
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     preferences: str | None = None  # held-out pairs for the reward model
     preference_groups: str | None = None  # a column of theirs: accuracy also for each of its values
     texts: str | None = None  # held-out documents for perplexity and bits per byte
@@ -71,6 +72,10 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
     """Run the parts that are asked for, print and save what they found."""
+    check_least(
+        config, prompts=1, max_prompt_length=1, max_new_tokens=1, batch_size=1, sequence_length=2, stride=1, max_documents=1
+    )
+    check_least(config, samples=0, temperature=0, seed=0)
     writable(config.output_dir)
     result: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
@@ -102,7 +107,7 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
     """Policy and reference answer the same prompts; whoever is asked says which answer is better."""
     assert config.model is not None
     assert config.reference is not None
-    tokenizer, reference = load_tokenizer(config.model), load_causal_lm(config.reference).eval()
+    tokenizer, reference = load_tokenizer(config.model), load_policy(config.reference)[0]
     check_fits(reference, tokenizer)
     rows = prompts(config.data, count=config.prompts, seed=config.seed + 1, split=config.split)
     examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
@@ -115,11 +120,11 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
         "before": sample_rollouts(reference, tokenizer, queries, config),
     }
     answers = {side: [text for part in parts[side] for text in response_texts(part, tokenizer)] for side in parts}
-    lengths = {side: torch.cat([part.lengths for part in parts[side]]).numpy() for side in parts}
+    lengths = {side: torch.cat([part.lengths for part in parts[side]]).cpu().numpy() for side in parts}
 
     result: dict[str, Any] = {"kl": answer_kl(policy, reference, parts["after"], config)}
     ids = [row[mask].tolist() for part in parts["after"] for row, mask in zip(part.response_ids, part.response_mask)]
-    result |= describe_answers(ids, torch.cat([part.ended for part in parts["after"]]).numpy())
+    result |= describe_answers(ids, torch.cat([part.ended for part in parts["after"]]).cpu().numpy())
     result["baseline_mean_length"] = float(lengths["before"].mean())
 
     scores: dict[str, dict[str, np.ndarray]] = {}
@@ -127,7 +132,7 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
         gold = load_function(config.gold, "--gold")
         scores["gold"] = {side: np.asarray(gold(asked, answers[side])) for side in answers}
     if config.reward is not None:
-        scorer, _ = load_scorer(config.reward, tokenizer, micro_batch_size=config.batch_size, device="cpu")
+        scorer, _ = load_scorer(config.reward, tokenizer, micro_batch_size=config.batch_size, device=policy.device)
         scores["proxy"] = {side: score_parts(scorer, parts[side], rows) for side in parts}
     for name, found in scores.items():
         outcomes = outcomes_from_scores(found["after"], found["before"])
@@ -180,14 +185,14 @@ def score_parts(scorer: Any, parts: list[Rollout], rows: list[dict[str, Any]]) -
     for part in parts:
         scores.append(scorer(part, rows[start : start + len(part.response_ids)]))
         start += len(part.response_ids)
-    return torch.cat(scores).numpy()
+    return torch.cat(scores).cpu().numpy()
 
 
 def evaluate_reward(config: EvaluateConfig) -> dict[str, Any]:
     """Accuracy, calibration and length bias of the reward model on held-out pairs."""
     if config.reward is None or not Path(config.reward).is_dir():
         raise InputError("--reward", config.reward, "expected a reward model's directory: --preferences measures one")
-    tokenizer, model = load_tokenizer(config.reward), load_scalar_model(config.reward, trained_as="--reward")
+    tokenizer, model = load_tokenizer(config.reward), load_scalar_model(config.reward, trained_as="--reward").to(best_device())
     rows = preferences(str(config.preferences), count=WORLD_PAIRS, seed=config.seed + 1, split="heldout")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_024
     groups: dict[str, list[dict[str, Any]]] = {}

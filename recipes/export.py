@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -29,19 +30,25 @@ class ExportConfig:
 @torch.no_grad()
 def main(config: ExportConfig) -> float:
     """Convert, save, load again from disk and compare. Returns the largest relative difference of logits."""
+    if (config.output_dir / "run_config.yaml").exists():
+        raise InputError("--output_dir", str(config.output_dir), "which holds a stage's run: choose another folder")
     writable(config.output_dir)
     model, tokenizer = load_policy(config.model)
+    model.cpu()
     exported = to_transformers(model)
-    with quiet():
-        exported.save_pretrained(config.output_dir)
-        tokenizer.save_pretrained(config.output_dir)
-        reloaded = AutoModelForCausalLM.from_pretrained(config.output_dir, dtype=torch.float32).eval()
-
-    ids = torch.randint(model.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
-    ours, theirs = model(input_ids=ids).logits, reloaded(input_ids=ids).logits
-    difference = float((ours - theirs).abs().max() / ours.abs().max())
-    if difference > 1e-5:  # fp32 kernels may sum in another order; a wrong layout is off by far more
-        raise InputError("exported logits", difference, "expected a relative difference below 1e-5: the export is not sound")
+    with TemporaryDirectory(dir=config.output_dir, prefix=".tmp-") as folder:  # an unsound export leaves nothing
+        with quiet():
+            exported.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        width = min(32, model.config.max_seq_len)
+        ids = torch.randint(model.config.vocab_size, (2, width), generator=torch.Generator().manual_seed(0))
+        ours, theirs = model(input_ids=ids).logits, reloaded(input_ids=ids).logits
+        difference = float((ours - theirs).abs().max() / ours.abs().max())
+        if not difference < 1e-5:  # fp32 kernels may sum in another order; a wrong layout is off by far more
+            raise InputError("exported logits", difference, "expected a relative difference below 1e-5: the export is not sound")
+        for file in Path(folder).iterdir():
+            file.replace(config.output_dir / file.name)
     print(f"{type(exported).__name__} -> {config.output_dir} (logits differ by {difference:.1e} of their largest)")
     return difference
 

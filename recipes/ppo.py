@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common import LoraFields, lora_of, open_run, prompts
-from rlhf_kit.config import run_recipe
+from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import PromptBatches
 from rlhf_kit.data.records import prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
@@ -38,6 +38,7 @@ class PPOConfig(LoraFields, OnlineConfig):
 
 def main(config: PPOConfig) -> dict[str, float]:
     """Load policy, reference, critic and reward, then run the online loop."""
+    check_least(config, max_prompt_length=1, world_prompts=1)
     accelerator = open_run(config)
     tokenizer = load_tokenizer(config.model, "--model")
     rows = prompts(config.data, count=config.world_prompts, seed=config.seed)

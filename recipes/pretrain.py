@@ -7,6 +7,7 @@ accelerate launch recipes/pretrain.py --config recipes/configs/small/pretrain.ya
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from recipes.common import documents, open_run
-from rlhf_kit.config import run_recipe
+from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import TokenBatches
 from rlhf_kit.data.shards import INDEX, SEPARATOR, TokenShards, write_shards
 from rlhf_kit.data.tokenizer import load_tokenizer
@@ -61,6 +62,7 @@ EVAL_EVERY = 50  # documents: one in so many is held out where no --eval_data is
 
 def main(config: PretrainConfig) -> dict[str, float]:
     """Tokenize into shards, then fit."""
+    check_least(config, world_documents=1)
     accelerator = open_run(config)
     tokenizer = load_tokenizer(config.tokenizer, "--tokenizer")
     train, held_out = token_shards(config, tokenizer, accelerator)
@@ -99,16 +101,19 @@ def token_shards(config: PretrainConfig, tokenizer: Any, accelerator: Any) -> tu
     folders = config.output_dir / "shards" / "train", config.output_dir / "shards" / "eval"
     with accelerator.main_process_first():
         if accelerator.is_main_process and not (config.resume and all((folder / INDEX).exists() for folder in folders)):
+            beside = config.output_dir / "shards.new"  # wrong texts must not cost the shards of a finished run
             for folder, texts in zip(folders, split_documents(config)):
-                write_shards(texts, tokenizer, folder, overwrite=True)
+                write_shards(texts, tokenizer, beside / folder.name, overwrite=True)
+            shutil.rmtree(folders[0].parent, ignore_errors=True)
+            beside.rename(folders[0].parent)
     return TokenShards(folders[0], tokenizer=tokenizer), TokenShards(folders[1], tokenizer=tokenizer)
 
 
 def split_documents(config: PretrainConfig) -> tuple[Iterable[str], Iterable[str]]:
     """`(train, held out)` texts, as streams."""
 
-    def read(data: str) -> Iterable[str]:
-        return documents(data, count=config.world_documents, seed=config.seed)
+    def read(data: str, seed: int = config.seed) -> Iterable[str]:
+        return documents(data, count=config.world_documents, seed=seed)
 
     def some(texts: Iterable[str], field: str, data: str, mend: str) -> Iterator[str]:
         count = 0
@@ -121,7 +126,7 @@ def split_documents(config: PretrainConfig) -> tuple[Iterable[str], Iterable[str
         mend = "expected at least one document: it is empty"
         return (
             some(read(config.data), "--data", config.data, mend),
-            some(read(config.eval_data), "--eval_data", config.eval_data, mend),
+            some(read(config.eval_data, config.seed + 1), "--eval_data", config.eval_data, mend),  # of the world: other stories
         )
     mend = f"expected at least 2 documents, one to hold out: put lines {SEPARATOR} between them, or give --eval_data"
     rest = (text for i, text in enumerate(read(config.data)) if i % EVAL_EVERY)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from recipes.common import LoraFields, demonstrations, hold_out, lora_of, open_run, preferences, spread
-from rlhf_kit.config import run_recipe
+from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import PreferenceBatches
 from rlhf_kit.data.records import preference_examples, sft_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
@@ -42,6 +42,7 @@ class RewardConfig(LoraFields, FitConfig):
 
 def main(config: RewardConfig) -> dict[str, float]:
     """Encode, fit on the pairs, and set the offset that makes a demonstration's mean score 0."""
+    check_least(config, max_length=2, world_pairs=1)
     accelerator = open_run(config)
     tokenizer = load_tokenizer(config.model, "--model")
     rows = preferences(config.data, count=config.world_pairs, seed=config.seed)

@@ -15,11 +15,12 @@ import torch
 from recipes.common import load_policy, prompts, writable
 from recipes.ppo import stop_tokens
 from rlhf_kit.batches import Rollout
-from rlhf_kit.config import run_recipe
+from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data import world
 from rlhf_kit.data.records import prompt_examples
 from rlhf_kit.rollout.generate import generate
 from rlhf_kit.rollout.scoring import pad, prompt_text, response_texts
+from rlhf_kit.training.precision import Precision, resolve_precision
 
 
 @dataclass
@@ -36,12 +37,13 @@ class SamplePairsConfig:
     max_new_tokens: int = 64
     temperature: float = 1.0
     batch_size: int = 256
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     seed: int = 0
 
 
 def main(config: SamplePairsConfig) -> list[dict[str, Any]]:
     """Sample, label where asked, write JSONL."""
+    check_least(config, pairs=1, max_prompt_length=1, max_new_tokens=1, batch_size=1, seed=0)
     writable(config.output.parent, "--output")
     model, tokenizer = load_policy(config.model)
     rows = prompts(config.data, count=config.pairs, seed=config.seed, split=config.split)[: config.pairs]
@@ -73,12 +75,11 @@ def sample_answers(model: Any, tokenizer: Any, queries: list[Any], config: Any) 
 def sample_rollouts(model: Any, tokenizer: Any, queries: list[Any], config: Any) -> list[Rollout]:
     """Answers in batches of `config.batch_size`; `config` has max_new_tokens, temperature, precision and seed."""
     generator = torch.Generator().manual_seed(config.seed)
+    precision = resolve_precision(config.precision, model.device)
     parts = []
     for start in range(0, len(queries), config.batch_size):
         ids, mask = pad(queries[start : start + config.batch_size], side="left")
-        with torch.autocast(
-            "cpu" if not torch.cuda.is_available() else "cuda", torch.bfloat16, enabled=config.precision == "bf16"
-        ):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
             answer = generate(
                 model,
                 ids.to(model.device),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.common import LoraFields, demonstrations, hold_out, lora_of, open_run
-from rlhf_kit.config import run_recipe
+from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import ExampleBatches
 from rlhf_kit.data.records import sft_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
@@ -35,6 +35,7 @@ class SFTConfig(LoraFields, FitConfig):
 
 def main(config: SFTConfig) -> dict[str, float]:
     """Encode, then fit on the assistant's tokens."""
+    check_least(config, max_length=2, world_demonstrations=1)
     accelerator = open_run(config)
     tokenizer = load_tokenizer(config.model, "--model")
     rows = demonstrations(config.data, count=config.world_demonstrations, seed=config.seed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.common import documents, writable
-from rlhf_kit.config import run_recipe, save_config
+from rlhf_kit.config import check_least, run_recipe, save_config
 from rlhf_kit.data.tokenizer import train_tokenizer
 
 
@@ -26,6 +26,7 @@ class TokenizerConfig:
 
 def main(config: TokenizerConfig) -> None:
     """Train it and save it."""
+    check_least(config, world_documents=1)
     writable(config.output_dir)
     tokenizer = train_tokenizer(documents(config.data, count=config.world_documents, seed=config.seed), config.vocab_size)
     tokenizer.save_pretrained(config.output_dir)

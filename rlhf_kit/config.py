@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import errno
 import io
+import math
 import os
 import re
 import sys
@@ -81,15 +82,17 @@ def save_config(config: Any, path: str | Path) -> None:
 
 
 def check_least(config: Any, **least: float) -> None:
-    """Raise InputError for the first field of `config` below what is given for it (None and other types' absence pass).
+    """Raise InputError for the first field of `config` below what is given for it, infinite or NaN; None passes.
 
     Raises:
-        InputError: naming the flag, its value and the bound. NaN is below everything.
+        InputError: naming the flag, its value and the bound.
     """
     for name, bound in least.items():
         value = getattr(config, name)
-        if value is not None and not value >= bound:
-            raise InputError(f"--{name}", value, f"expected at least {bound:g}")
+        if value is not None and not bound <= value < math.inf:
+            raise InputError(
+                f"--{name}", value, f"expected {'a finite number of ' if value == math.inf else ''}at least {bound:g}"
+            )
 
 
 def run_recipe(

@@ -26,6 +26,7 @@ from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
 from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step
 from rlhf_kit.training.metrics import Metrics
 from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer, set_learning_rate
+from rlhf_kit.training.precision import Precision
 from rlhf_kit.training.stages import Stage
 
 MAX_BAD_STEPS = 10  # consecutive non-finite gradients before the run is given up
@@ -50,7 +51,7 @@ class FitConfig:
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
     max_grad_norm: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: bf16 compute over fp32 master weights
+    precision: Precision = "fp32"  # bf16: bf16 compute over fp32 master weights; auto: the faster of the two here
     gradient_checkpointing: bool = False  # recompute activations in the backward: less memory, a third more time
     eval_every: int = 100  # steps between evaluations; 0: only at the end
     eval_batches: int | None = None  # batches of an evaluation; None: all that is held out

@@ -29,6 +29,7 @@ from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
 from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step, step_generator
 from rlhf_kit.training.metrics import Metrics
 from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer
+from rlhf_kit.training.precision import Precision
 from rlhf_kit.training.rollout_stats import rollout_stats
 
 
@@ -76,7 +77,7 @@ class OnlineConfig:
     adam_beta2: float = 0.999
     adam_eps: float = 1e-5
     max_grad_norm: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"  # as in FitConfig
     log_every: int = 1
     save_every: int = 50  # steps between checkpoints; 0: none
     keep_checkpoints: int = 2

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from rlhf_kit.errors import InputError
+from rlhf_kit.training import precision
 from rlhf_kit.training.distributed import (
     StopSignal,
     any_rank,
@@ -30,6 +31,7 @@ from rlhf_kit.training.distributed import (
 )
 from rlhf_kit.training.metrics import Metrics, read_metrics
 from rlhf_kit.training.optim import clip_grad_norm
+from rlhf_kit.training.precision import agree_on_precision
 
 
 def test_numbers_are_summed_over_ranks_by_name(run_ranks: Any) -> None:
@@ -172,8 +174,8 @@ def test_dropout_at_a_step_is_the_same_whatever_was_drawn_before() -> None:
 
 def test_bf16_computes_products_in_bf16_on_the_cpu_and_returns_to_full_precision() -> None:
     linear = nn.Linear(4, 4)
-    for precision, kind in (("bf16", torch.bfloat16), ("no", torch.float32)):  # in one process: accelerate would keep the first
-        with make_accelerator(precision).autocast():
+    for mixed, kind in (("bf16", torch.bfloat16), ("no", torch.float32)):  # in one process: accelerate would keep the first
+        with make_accelerator(mixed).autocast():
             assert linear(torch.ones(1, 4)).dtype == kind
     with pytest.raises(InputError, match="--mixed_precision is 'fp16', expected no or bf16"):
         make_accelerator("fp16")
@@ -192,6 +194,14 @@ def test_sharding_that_would_be_dropped_on_a_cpu_is_refused(name: str, monkeypat
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(InputError, match=f"{name} needs GPUs"):
         check_launch(accelerator)
+
+
+def test_all_ranks_take_bf16_or_none(run_ranks: Any) -> None:
+    def work(rank: int) -> str:
+        precision.bf16_speedup = lambda: (4.0, 0.5)[rank]  # type: ignore[assignment]
+        return agree_on_precision("auto", make_accelerator())
+
+    assert run_ranks(work) == ["fp32", "fp32"]
 
 
 RECIPE = """

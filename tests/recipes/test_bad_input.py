@@ -160,6 +160,12 @@ def test_settings_are_refused_by_name_with_the_nearest_or_the_type(road: Path, r
         ("sft", "log_every", 0, "at least 1"),
         ("sft", "max_steps", 0, "at least 1"),
         ("sft", "learning_rate", -1, "at least 0"),
+        ("sft", "learning_rate", "inf", "a finite number"),
+        ("sft", "seed", -1, "at least 0"),
+        ("sft", "max_length", -1, "at least 2"),
+        ("sft", "lora_rank", -1, "at least 0"),
+        ("sft", "world_demonstrations", 0, "at least 1"),
+        ("sft", "precision", "fp16", "expected one of auto"),
         ("sft", "learning_rate", ".nan", "expected float"),
         ("sft", "warmup_fraction", 1, "below 1"),
         ("sft", "adam_beta2", 1, "below 1"),
@@ -183,6 +189,7 @@ def test_settings_are_refused_by_name_with_the_nearest_or_the_type(road: Path, r
         ("pretrain", "n_heads", 5, "n_heads"),
         ("pretrain", "preset", "gpt-9", "expected one of gpt-1m"),
         ("tokenizer", "vocab_size", 10, "expected 300 to"),
+        ("tokenizer", "world_documents", 0, "at least 1"),
         ("sample_pairs", "temperature", -1, "expected 0"),
         ("evaluate", "prompts", 0, "expected"),
     ],
@@ -205,6 +212,17 @@ def test_a_setting_that_cannot_be_is_refused_by_name(
     assert field in message or "longest sequence" in message
     assert said in message
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_what_stands_in_a_folder_survives_a_stage_that_is_refused(
+    road: Path, recipe: Any, refused: Refused, tmp_path: Path
+) -> None:
+    recipe("pretrain", tokenizer=road / "tokenizer", output_dir=tmp_path / "pretrain", max_steps=2, save_every=0)
+    before = snapshot(tmp_path / "pretrain")
+    empty = rows(tmp_path / "bad.jsonl", {"a": 1})
+    refused("pretrain", tokenizer=road / "tokenizer", output_dir=tmp_path / "pretrain", data=empty, save_every=0)
+    assert {name: before[name] for name in before} == {n: v for n, v in snapshot(tmp_path / "pretrain").items() if n in before}
+    assert "which holds a stage's run" in refused("export", model=road / "sft", output_dir=tmp_path / "pretrain")
 
 
 def test_sft_examples_longer_than_the_model_are_refused(road: Path, refused: Refused, tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
 from rlhf_kit.training import fit as fit_module
 from rlhf_kit.training import online as online_module
+from rlhf_kit.training import precision
 from tests.recipes.conftest import CONFIGS
 
 ROOT = Path(fit_module.__file__).parents[2]
@@ -155,3 +157,13 @@ def test_no_flag_of_a_recipe_is_taken_by_a_launcher() -> None:
     for parser in (get_args_parser(), launch_command_parser()):
         options = parser._option_string_actions
         assert not [(name, option) for name in names for option in options if option.startswith(name)]
+
+
+def test_a_resumed_run_keeps_the_precision_it_was_begun_with(road: Path, recipe: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    options = {"model": road / "pretrain", "output_dir": tmp_path / "sft", "precision": "auto", "max_steps": 4, "save_every": 2}
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: 4.0)
+    recipe("sft", **options)
+    assert yaml.safe_load((tmp_path / "sft" / "run_config.yaml").read_text())["precision"] == "bf16"
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: 0.5)
+    recipe("sft", **options, resume=True)
+    assert yaml.safe_load((tmp_path / "sft" / "run_config.yaml").read_text())["precision"] == "bf16"

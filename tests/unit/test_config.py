@@ -234,9 +234,12 @@ def test_under_a_launcher_only_rank_0_speaks_until_the_ranks_are_joined(
     with pytest.raises(SystemExit) as stop:
         run_recipe(lambda config: None, Example, [])
     assert (stop.value.code, capsys.readouterr().err) == (2, "")
+    left: list[None] = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(None))
     with pytest.raises(SystemExit):
         run_recipe(lambda config: None, Example, [])
+    assert len(left) == 1
     assert capsys.readouterr().err.startswith("error (rank 1): --model is None")
 
 
