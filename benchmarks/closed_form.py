@@ -30,7 +30,8 @@ from rlhf_kit.models.access import hidden_states, output_head
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.distributed import make_accelerator
-from rlhf_kit.training.online import OnlineConfig, online
+from rlhf_kit.training.online import online
+from rlhf_kit.training.online_config import OnlineConfig
 
 VOCAB, LENGTH, BETA = 8, 4, 0.5
 PROMPTS = ((1,), (2, 3), (4, 5, 6), (7, 0))

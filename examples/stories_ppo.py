@@ -35,7 +35,8 @@ from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
 from rlhf_kit.rollout.experience import response_logprobs
 from rlhf_kit.rollout.generate import generate
 from rlhf_kit.rollout.scoring import RewardFunction, function_scorer, response_texts
-from rlhf_kit.training.online import OnlineConfig, online
+from rlhf_kit.training.online import online
+from rlhf_kit.training.online_config import OnlineConfig
 
 OPENINGS = (
     "Once upon a time",

@@ -39,7 +39,7 @@ def lora_of(config: LoraFields) -> Lora | None:
     return Lora(config.lora_rank, config.lora_alpha, config.lora_target_modules or None) if config.lora_rank > 0 else None
 
 
-# What may change when a run is resumed: nothing in it decides a gradient.
+# What may change when a run is resumed: how long it is, how it is cut into forwards, and what is reported and kept.
 FREE_ON_RESUME = {
     "resume", "output_dir", "epochs", "max_steps", "total_steps", "micro_batch_size", "gradient_checkpointing", "eval_every",
     "eval_batches", "log_every", "save_every", "keep_checkpoints", "keep_best", "trackers",

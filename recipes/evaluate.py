@@ -122,7 +122,9 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
     answers = {side: [text for part in parts[side] for text in response_texts(part, tokenizer)] for side in parts}
     lengths = {side: torch.cat([part.lengths for part in parts[side]]).cpu().numpy() for side in parts}
 
-    result: dict[str, Any] = {"kl": answer_kl(policy, reference, parts["after"], config)}
+    result: dict[str, Any] = {}
+    if config.temperature > 0:  # greedy answers are no sample of either
+        result["kl"] = answer_kl(policy, reference, parts["after"], config)
     ids = [row[mask].tolist() for part in parts["after"] for row, mask in zip(part.response_ids, part.response_mask)]
     result |= describe_answers(ids, torch.cat([part.ended for part in parts["after"]]).cpu().numpy())
     result["baseline_mean_length"] = float(lengths["before"].mean())
@@ -140,14 +142,14 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
         controlled = length_controlled_win_rate(outcomes, lengths["after"], lengths["before"])
         result[f"{name}_length_controlled_win_rate"] = controlled.as_dict()
         result[f"{name}_score"] = {side: float(values.mean()) for side, values in found.items()}
-    if scores:  # the report shows the length-controlled rate of the best judge there is
-        result["length_controlled_win_rate"] = result[f"{next(iter(scores))}_length_controlled_win_rate"]
     if config.judge is not None:
         judgement = judge_both_orders(load_function(config.judge, "--judge"), asked, answers["after"], answers["before"])  # type: ignore[arg-type]
         result["judge_win_rate"] = win_rate(judgement.outcomes) | {
             "consistency": judgement.consistency,
             "first_rate": judgement.first_rate,
         }
+        controlled = length_controlled_win_rate(judgement.outcomes, lengths["after"], lengths["before"])
+        result["judge_length_controlled_win_rate"] = controlled.as_dict()
     if config.attributes is not None:
         measure: Any = load_function(config.attributes, "--attributes")
         measured = {side: [measure(p, a) for p, a in zip(asked, answers[side])] for side in answers}

@@ -19,7 +19,8 @@ from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
 from rlhf_kit.rollout.scoring import function_scorer, load_function, load_scorer
 from rlhf_kit.training.algorithms import ALGORITHMS
-from rlhf_kit.training.online import OnlineConfig, online
+from rlhf_kit.training.online import online
+from rlhf_kit.training.online_config import OnlineConfig
 
 
 @dataclass

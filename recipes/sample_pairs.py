@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from recipes.common import load_policy, prompts, writable
+from recipes.common import load_policy, prompts, spread, writable
 from recipes.ppo import stop_tokens
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import check_least, run_recipe
@@ -46,7 +46,7 @@ def main(config: SamplePairsConfig) -> list[dict[str, Any]]:
     check_least(config, pairs=1, max_prompt_length=1, max_new_tokens=1, batch_size=1, seed=0)
     writable(config.output.parent, "--output")
     model, tokenizer = load_policy(config.model)
-    rows = prompts(config.data, count=config.pairs, seed=config.seed, split=config.split)[: config.pairs]
+    rows = spread(prompts(config.data, count=config.pairs, seed=config.seed, split=config.split), config.pairs)
     examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
     print(f"prompts: {counts}")
     answers = sample_answers(model, tokenizer, [e.ids for e in examples for _ in range(2)], config)

@@ -72,13 +72,18 @@ def save_config(config: Any, path: str | Path) -> None:
     """Write the dataclass `config` as YAML that `--config` reads back to an equal one. The file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+    values = plain_settings(config)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         yaml.dump(values, file, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """The fields of the dataclass `config` as numbers, words and lists, for YAML and for trackers."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
 
 
 def check_least(config: Any, **least: float) -> None:

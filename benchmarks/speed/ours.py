@@ -20,7 +20,8 @@ from rlhf_kit.rollout.generate import generate
 from rlhf_kit.rollout.scoring import model_scorer
 from rlhf_kit.training.distributed import make_accelerator
 from rlhf_kit.training.fit import FitConfig, evaluate, fit
-from rlhf_kit.training.online import OnlineConfig, online
+from rlhf_kit.training.online import online
+from rlhf_kit.training.online_config import OnlineConfig
 from rlhf_kit.training.optim import clip_grad_norm, make_optimizer
 from rlhf_kit.training.stages import LanguageModelling, RewardModelling, Stage
 

@@ -5,7 +5,8 @@ it knows these keys, all optional; an interval is `{"estimate", "low", "high", "
 
     gold_win_rate, judge_win_rate,    intervals, with shares win/tie/loss      (generation.win_rate)
     proxy_win_rate
-    length_controlled_win_rate        interval                                 (generation.length_controlled_win_rate)
+    gold_length_controlled_win_rate,  intervals                                (generation.length_controlled_win_rate)
+    judge_..., proxy_...
     accuracy, calibration, ...        of the reward model                      (reward.summarize_preferences)
     bayes_accuracy                    float, the accuracy nobody can beat      (reward.bayes_accuracy)
     kl                                interval, nats an answer                 (generation.sequence_kl)
@@ -158,10 +159,10 @@ def _tiles(run: Run) -> str:
 
 
 def _win_tile(run: Run) -> str:
-    level = _interval(run.find("length_controlled_win_rate"))
-    equal = f"{percent(level['estimate'])} at equal length" if level else ""
     for key, (label, _) in JUDGES.items():
         if run.find(key) is not None:
+            level = _interval(run.find(key.replace("_win_rate", "_length_controlled_win_rate")))
+            equal = f"{percent(level['estimate'])} at equal length" if level else ""
             return _share_tile(f"Win rate, {label.lower()}", run.find(key), equal, (0.5,))
     return ""
 

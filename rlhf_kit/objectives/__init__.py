@@ -13,7 +13,7 @@ from rlhf_kit.objectives.advantages import (
 )
 from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, exact_kl, kl_estimate, kl_loss, shape_rewards
 from rlhf_kit.objectives.language_model import language_model_loss, linear_cross_entropy, shift_labels
-from rlhf_kit.objectives.logprobs import linear_logprobs, response_logprobs
+from rlhf_kit.objectives.logprobs import linear_logprobs
 from rlhf_kit.objectives.policy import (
     aggregate_units,
     clipped_surrogate,
@@ -44,7 +44,6 @@ __all__ = [
     "masked_whiten",
     "pairwise_loss",
     "reinforce_plus_plus",
-    "response_logprobs",
     "shape_rewards",
     "shift_labels",
     "token_weights",

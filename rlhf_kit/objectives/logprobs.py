@@ -23,7 +23,6 @@ from rlhf_kit.objectives.chunked import (
     softmax_dtype,
     softmax_spans,
 )
-from rlhf_kit.objectives.shapes import check_mask, check_rank, check_shapes
 
 
 def linear_logprobs(
@@ -65,46 +64,6 @@ def linear_logprobs(
     return _LinearLogprobs.apply(
         hidden, weight, bias, targets, scale, with_entropy, entropy_grad, dtype, rows, torch.is_grad_enabled()
     )
-
-
-def response_logprobs(
-    hidden: Tensor,
-    weight: Tensor,
-    response_ids: Tensor,
-    response_mask: Tensor,
-    bias: Tensor | None = None,
-    *,
-    temperature: float = 1.0,
-    with_entropy: bool = True,
-    entropy_grad: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """`linear_logprobs` of padded responses; padding is never computed.
-
-    Args:
-        hidden: (B, R, D), the states that predict the response tokens (one position before each).
-        weight, bias: (V, D) and (V,) or None, the output head.
-        response_ids: (B, R) long, response_mask: (B, R) bool.
-    Returns:
-        logprobs, entropy: (B, R), zero where the mask is False.
-    Raises:
-        ValueError: as `linear_logprobs`.
-    """
-    check_rank(3, hidden=hidden)
-    check_mask(response_mask, "response_mask")
-    check_shapes(response_ids=response_ids, response_mask=response_mask)
-    if hidden.shape[:2] != response_ids.shape:
-        raise ValueError(f"hidden has shape {tuple(hidden.shape)}, expected {(*response_ids.shape, hidden.shape[2])}")
-    flat = linear_logprobs(
-        hidden[response_mask],
-        weight,
-        response_ids[response_mask],
-        bias,
-        temperature=temperature,
-        with_entropy=with_entropy,
-        entropy_grad=entropy_grad,
-    )
-    logprobs, entropy = (x.new_zeros(response_mask.shape).masked_scatter(response_mask, x) for x in flat)
-    return logprobs, entropy
 
 
 class _LinearLogprobs(torch.autograd.Function):

@@ -104,14 +104,14 @@ def collect(
     *,
     micro_batch_size: int,
     generator: torch.Generator | None = None,
-) -> tuple[Rollout, Tensor]:
+) -> Rollout:
     """Sample an answer to every prompt and take the three prices of it.
 
     `old_logprobs` come from the same forward that the update uses, so the first ratio is 1 by construction;
     `sampler_logprobs` stay beside them as a check on the sampler.
 
     Returns:
-        The rollout without scores, and the policy's entropy (B, R).
+        The rollout without scores.
     """
     answer = generate(
         policy,
@@ -133,16 +133,17 @@ def collect(
         sampler_logprobs=answer.logprobs,
     )
     zeros = torch.zeros_like(rollout.sampler_logprobs, dtype=torch.float32)
-    old, entropy, ref, values = zeros.clone(), zeros.clone(), zeros.clone(), zeros.clone()
+    old, ref = zeros.clone(), zeros.clone()
+    values = None if critic is None else zeros.clone()
     for index in by_length(rollout, micro_batch_size):
         part = rollout.rows(index)
-        old[index], entropy[index] = response_logprobs(policy, part, temperature=sampler.temperature)
+        old[index], _ = response_logprobs(policy, part, temperature=sampler.temperature, with_entropy=False)
         with reference_of(policy, reference) as ref_policy:
             ref[index], _ = response_logprobs(ref_policy, part, temperature=sampler.temperature, with_entropy=False)
-        if critic is not None:
+        if critic is not None and values is not None:
             values[index] = response_values(critic, part)
     rollout.old_logprobs, rollout.ref_logprobs, rollout.values = old, ref, values
-    return rollout, entropy
+    return rollout
 
 
 def by_length(rollout: Rollout, size: int) -> list[Tensor]:

@@ -20,7 +20,7 @@ from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import positions_of, unwrap
 from rlhf_kit.rollout.cache import BlockCache, make_cache, padded_length, select_rows
 from rlhf_kit.rollout.kernels import fast_kernels
-from rlhf_kit.rollout.sampling import sample
+from rlhf_kit.rollout.sampling import sample, wide_dtype
 
 
 @dataclass
@@ -83,10 +83,10 @@ def generate(
             # 1. Sample a token for every row that goes on.
             if step < min_new_tokens:
                 logits[:, eos] = -torch.inf
-            uniform = torch.rand(
-                batch, dtype=torch.float64, generator=generator, device=generator.device if generator else device
-            )
-            tokens, token_logprobs = sample(logits, uniform.to(device)[rows], temperature=temperature, top_k=top_k, top_p=top_p)
+            where = generator.device if generator else device
+            uniform = torch.rand(batch, dtype=wide_dtype(where), generator=generator, device=where)
+            uniform = uniform.to(device, wide_dtype(device))
+            tokens, token_logprobs = sample(logits, uniform[rows], temperature=temperature, top_k=top_k, top_p=top_p)
             response_ids[rows, step], logprobs[rows, step], response_mask[rows, step] = tokens, token_logprobs, True
             if on_token is not None:
                 on_token(int(tokens))

@@ -13,6 +13,11 @@ from torch import Tensor
 _BLOCK = 64
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What running sums are held in: float64, which Apple's MPS lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def draw(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Indices distributed as `weights`, by inverse CDF in two levels: find the block of 64, then the entry in it.
 
@@ -21,21 +26,23 @@ def draw(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         weights: (N, V) float32, not negative, each row with a positive sum.
-        uniform: (N,) float64 in [0, 1).
+        uniform: (N,) in [0, 1), `wide_dtype` of the device.
     Returns:
-        indices (N,) long and the rows' sums (N,) float64.
+        indices (N,) long and the rows' sums (N,), both sums in that dtype.
     """
+    wide = wide_dtype(weights.device)
+    below = 1 - torch.finfo(wide).eps
     missing = -weights.shape[1] % _BLOCK
     blocks = (F.pad(weights, (0, missing)) if missing else weights).unflatten(1, (-1, _BLOCK))
-    sums = blocks.sum(-1).double()
+    sums = blocks.sum(-1).to(wide)
     edges = sums.cumsum(1)
     total = edges[:, -1]
-    below_one = uniform * (1 - 1e-12)  # u * total may otherwise round up to total
+    below_one = uniform * below  # u * total may otherwise round up to total
     target = (below_one * total).unsqueeze(1)
     block = torch.searchsorted(edges, target, right=True)
     size = sums.gather(1, block)
-    fraction = ((target - edges.gather(1, block) + size) / size).clamp(0, 1 - 1e-12)
-    inner = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(1)
+    fraction = ((target - edges.gather(1, block) + size) / size).clamp(0, below)
+    inner = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].to(wide).cumsum(1)
     entry = torch.searchsorted(inner, fraction * inner[:, -1:], right=True)
     return (block * _BLOCK + entry)[:, 0], total
 
@@ -68,7 +75,7 @@ def sample(
 
     Args:
         logits: (N, V) float32; may be overwritten.
-        uniform: (N,) float64 in [0, 1).
+        uniform: (N,) in [0, 1), `wide_dtype` of the device.
     Returns:
         tokens (N,) long, logprobs (N,) float32.
     """
@@ -81,4 +88,4 @@ def sample(
         logits = truncate(logits, top_k, top_p)
     logits = logits.sub_(logits.amax(-1, keepdim=True))
     tokens, total = draw(logits.exp(), uniform)
-    return tokens, (logits.gather(1, tokens.unsqueeze(1))[:, 0].double() - total.log()).float()
+    return tokens, (logits.gather(1, tokens.unsqueeze(1))[:, 0].to(total.dtype) - total.log()).float()

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.batches import Rollout
-from rlhf_kit.objectives.advantages import gae, leave_one_out, masked_whiten
+from rlhf_kit.objectives.advantages import Reduce, gae, leave_one_out, masked_whiten
 
 if TYPE_CHECKING:
-    from rlhf_kit.training.online import OnlineConfig
-
-Reduce = Callable[[Tensor], Tensor]  # sums a small tensor over ranks
+    from rlhf_kit.training.online_config import OnlineConfig
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from rlhf_kit.models.loading import SCORE_BIAS, quiet
 
 State = dict[str, Any]
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", "adapter_model*", "adapter_config.json")
+_BESIDE = (SCORE_BIAS,)  # what an earlier model may have left that would be read with a new one
 
 
 class Checkpoints:
@@ -47,11 +48,15 @@ class Checkpoints:
         return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
     def refuse_existing(self) -> None:
-        """Raise InputError where an earlier run left checkpoints: a fresh run could later resume from one of those."""
-        steps = _agree(self.steps() if self.rank == 0 else None)
+        """Raise InputError where an earlier run left checkpoints or a model: a fresh run could mix with them."""
+        folder = self.directory.parent
+        steps, model = _agree((self.steps(), any(any(folder.glob(p)) for p in _WEIGHTS)) if self.rank == 0 else None)
         if steps:
             mend = f"but an earlier run left step {steps[-1]} there: go on with --resume true, or choose another --output_dir"
-            raise InputError("output_dir", str(self.directory.parent), mend)
+            raise InputError("output_dir", str(folder), mend)
+        if model:
+            mend = "but an earlier run left its model there: choose another --output_dir, or remove this one"
+            raise InputError("output_dir", str(folder), mend)
 
     def require_existing(self) -> None:
         """Raise InputError where there is no checkpoint: `--resume true` would begin anew without a word."""
@@ -185,12 +190,16 @@ class Checkpoints:
                     _discard(self.directory / f"step-{other:08d}")
 
 
-def save_model_dir(model: nn.Module, tokenizer: Any, path: str | Path, accelerator: Accelerator) -> None:
+def save_model_dir(
+    model: nn.Module, tokenizer: Any, path: str | Path, accelerator: Accelerator, *, required: bool = True
+) -> bool:
     """Write `model` (a `PreTrainedModel` or `PeftModel`, prepared or not) and `tokenizer` (or None) as a model directory.
 
     Called on all ranks. Everything is first written and synced in `path/.tmp-model`, then each file takes its place by a rename,
     the config last; weights of an older layout are removed. What else lives in `path` (checkpoints, metrics) stays.
 
+    Args:
+        required: False where training is to go on if the disk is full: a warning, and False is returned.
     Raises:
         InputError: the disk is full or cannot be written, on all ranks; the model that was in `path` is untouched.
     """
@@ -224,12 +233,39 @@ def save_model_dir(model: nn.Module, tokenizer: Any, path: str | Path, accelerat
             shutil.rmtree(temporary, ignore_errors=True)
     failure = _agree(failure)
     if failure is None:
-        return
+        return True
     storage, text = failure
     if not storage:
         raise RuntimeError(f"rank 0 could not save the model in {path}: {text}")
     room = f"it needs {_size(needed)}, {_free(path)} are free; what was there is untouched"
+    if not required:
+        if accelerator.is_main_process:
+            _warn(f"the model could not be written in {path} ({text}): {room}. Training goes on")
+        return False
     raise InputError("output_dir", str(path), f"but the model could not be written ({text}): {room}")
+
+
+def stopped_at(step: int, saved: bool) -> str:
+    """What a run that was told to stop says last."""
+    return f"stopped at step {step}; --resume true goes on from {'here' if saved else 'the last checkpoint, if there is one'}"
+
+
+def trained_state(module: nn.Module) -> State:
+    """What training changes of `module`: trainable parameters and buffers. A LoRA run does not save its frozen base again."""
+    frozen = {name for name, parameter in module.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def load_trained_state(module: nn.Module, state: State) -> None:
+    """Put `trained_state` back.
+
+    Raises:
+        RuntimeError: names that `module` does not have, or trainable ones that `state` lacks.
+    """
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    lacking = sorted(set(missing) & set(trained_state(module)))
+    if unexpected or lacking:
+        raise RuntimeError(f"the checkpoint does not fit the model: unknown {unexpected}, missing {lacking}")
 
 
 def _replace_files(source: Path, target: Path) -> None:
@@ -241,7 +277,7 @@ def _replace_files(source: Path, target: Path) -> None:
     for file in sorted(files, key=lambda file: file.name in ("config.json", "adapter_config.json")):
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(source / file, target / file)
-    for pattern in _WEIGHTS:
+    for pattern in (*_WEIGHTS, *_BESIDE):
         for old in target.glob(pattern):
             if old.relative_to(target) not in files:
                 old.unlink()

@@ -18,11 +18,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rlhf_kit.config import check_least, save_config
+from rlhf_kit.config import check_least, plain_settings, save_config
 from rlhf_kit.data.batching import Batches
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.loading import reload_weights
-from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
+from rlhf_kit.training.checkpoint import Checkpoints, load_trained_state, save_model_dir, stopped_at, trained_state
 from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step
 from rlhf_kit.training.metrics import Metrics
 from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer, set_learning_rate
@@ -50,7 +50,7 @@ class FitConfig:
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # 0: no clipping
     precision: Precision = "fp32"  # bf16: bf16 compute over fp32 master weights; auto: the faster of the two here
     gradient_checkpointing: bool = False  # recompute activations in the backward: less memory, a third more time
     eval_every: int = 100  # steps between evaluations; 0: only at the end
@@ -126,19 +126,27 @@ def fit(
     checkpoints = Checkpoints(config.output_dir / "trainer_state", accelerator, keep=config.keep_checkpoints)
     start, best, best_step = 0, math.inf, -1
     skipped = bad_steps = 0  # non-finite steps in all, and in a row
+    window: dict[str, Tensor] = {}  # sums since the last report
     if not config.resume:
         checkpoints.refuse_existing()
     elif (found := checkpoints.load_latest()) is not None:
-        start, shared, _ = found
-        raw.load_state_dict(shared["stage"])
+        start, shared, local = found
+        load_trained_state(raw, shared["stage"])
         optimizer.load_state_dict(shared["optimizer"])
         best, best_step, skipped = shared["best"], shared["best_step"], shared["skipped"]
+        window = {name: value.to(accelerator.device) for name, value in local["window"].items()}
     if accelerator.is_main_process:
         save_config(config, config.output_dir / "run_config.yaml")
-    resumed_at = start if config.resume else None
-    metrics = Metrics(accelerator, config.output_dir, steps, trackers=config.trackers, resume_step=resumed_at, unit=raw.unit_name)
+    metrics = Metrics(
+        accelerator,
+        config.output_dir,
+        steps,
+        trackers=config.trackers,
+        resume_step=start if config.resume else None,
+        settings=plain_settings(config),
+        unit=raw.unit_name,
+    )
     last_eval: dict[str, float] = {}
-    window: dict[str, Tensor] = {}
 
     with StopSignal(accelerator) as stop:
         for step in range(start, steps):
@@ -158,11 +166,11 @@ def fit(
                 _accumulate(sums, {"loss": loss.detach(), **stats})
 
             # 3. One optimizer step, at the learning rate that `step` alone decides.
-            norm = clip_grad_norm(parameters, config.max_grad_norm)
+            norm = clip_grad_norm(parameters, config.max_grad_norm or None)
             factor = lr_at(
                 step,
                 steps,
-                warmup_steps=round(config.warmup_fraction * steps),
+                warmup_steps=min(round(config.warmup_fraction * steps), steps - 1),
                 schedule=config.schedule,
                 final_fraction=config.final_lr_fraction,
             )
@@ -188,22 +196,24 @@ def fit(
                 window = {}
             evaluating = done == steps or (config.eval_every > 0 and done % config.eval_every == 0)
             if eval_batches is not None and evaluating:
-                last_eval = evaluate(raw, eval_batches, accelerator, config.eval_batches)
+                with metrics.aside():
+                    last_eval = evaluate(raw, eval_batches, accelerator, config.eval_batches)
+                    better = config.keep_best and last_eval["eval/loss"] < best
+                    if better and save_model_dir(raw.model, tokenizer, config.output_dir, accelerator, required=done == steps):
+                        best, best_step = last_eval["eval/loss"], done
                 metrics.log(done, last_eval)
-                if config.keep_best and last_eval["eval/loss"] < best:
-                    best, best_step = last_eval["eval/loss"], done
-                    save_model_dir(raw.model, tokenizer, config.output_dir, accelerator)
-            stopping = stop.requested()
+            stopping, saved = stop.requested(), False
             if stopping or (config.save_every > 0 and done % config.save_every == 0 and done < steps):
                 progress = {"best": best, "best_step": best_step, "skipped": skipped}
-                state = {"stage": raw.state_dict(), "optimizer": optimizer.state_dict(), **progress}
-                checkpoints.save(done, shared=state, local={})
+                state = {"stage": trained_state(raw), "optimizer": optimizer.state_dict(), **progress}
+                with metrics.aside():
+                    saved = checkpoints.save(done, shared=state, local={"window": window})
             if stopping:
                 metrics.close()
-                raise KeyboardInterrupt(f"stopped at step {done}; --resume true goes on from here")
+                raise KeyboardInterrupt(stopped_at(done, saved))
 
     # 5. Leave the best weights, finished by the stage, as a model directory: the next stage's `--model`.
-    if best_step not in (-1, steps):
+    if config.keep_best and best_step not in (-1, steps):
         reload_weights(raw.model, config.output_dir)
     if before_save is not None:
         before_save()

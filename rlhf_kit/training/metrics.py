@@ -46,6 +46,7 @@ class Metrics:
         trackers: any of tensorboard (in `output_dir/tensorboard`), trackio and wandb (project `rlhf_kit`, run named as
             `output_dir`).
         resume_step: the step that this run goes on from; None starts a new file.
+        settings: of the run, for the trackers.
         unit: what `log(units=...)` counts.
         show: the metrics in the progress line, those of them that were ever logged.
         clock: seconds that only grow.
@@ -61,6 +62,7 @@ class Metrics:
         *,
         trackers: Sequence[str] = (),
         resume_step: int | None = None,
+        settings: Mapping[str, Any] | None = None,
         unit: str = "tokens",
         show: Sequence[str] = SHOWN,
         clock: Callable[[], float] = time.monotonic,
@@ -87,15 +89,18 @@ class Metrics:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _keep_until(self.path, -1 if resume_step is None else resume_step)
             self._trackers = [_start(name, self.path.parent, self.first_step) for name in trackers]
+            for tracker in self._trackers:
+                tracker.store_init_configuration(dict(settings or {}))
 
     def log(self, step: int, metrics: Mapping[str, Any], units: float | None = None) -> None:
         """Report `metrics` (floats, 0-dim tensors, words) of optimizer step `step`, counted from 1 as the number of steps done.
 
         Numbers that are not finite are written as null, and `nonfinite` says how many. With `units`, how many were processed
-        since the last call, there is also a rate a second.
+        since the last call that had any, there is also a rate a second, of the time that was not spent `aside`.
         """
         now = self.clock()
-        since, self.mark = max(now - self.mark, 1e-9), now
+        if units is not None:
+            since, self.mark = max(now - self.mark, 1e-9), now
         if not self.main:
             return
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
@@ -115,6 +120,18 @@ class Metrics:
                 print(f"warning: reports are lost, {self.path} cannot be written: {error}", file=sys.stderr, flush=True)
             self._warned = True
         self._progress(step, now)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Evaluating and saving are no training: the time in here does not count in the rate."""
+        started = self.clock()
+        yield
+        self.mark += self.clock() - started
+
+    @property
+    def seconds(self) -> float:
+        """Since this run, or its resumption, began."""
+        return self.clock() - self.start
 
     def close(self) -> None:
         """End the progress line and the trackers."""
@@ -150,28 +167,6 @@ class Metrics:
         if self._open_line:
             print(file=sys.stderr, flush=True)
             self._open_line = False
-
-
-class Timer:
-    """Adds up where the time goes, by name. Host time: on a GPU, queued work counts for the phase that waits for it."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Count the `with` block for `name`, also when it raises."""
-        start = self.clock()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self.clock() - start
-
-    def flush(self) -> dict[str, float]:
-        """`{"time/NAME": seconds}` since the last flush."""
-        seconds, self._seconds = self._seconds, {}
-        return {f"time/{name}": value for name, value in seconds.items()}
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

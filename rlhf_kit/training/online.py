@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf_kit.batches import PromptBatch, Rollout
-from rlhf_kit.config import check_least, save_config
+from rlhf_kit.config import plain_settings, save_config
 from rlhf_kit.errors import InputError
 from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, shape_rewards
 from rlhf_kit.objectives.policy import clipped_surrogate, value_loss
 from rlhf_kit.rollout.experience import Sampler, by_length, collect, response_logprobs, response_values
 from rlhf_kit.rollout.scoring import Row, Scorer
 from rlhf_kit.training.algorithms import ALGORITHMS, Algorithm
-from rlhf_kit.training.checkpoint import Checkpoints, save_model_dir
+from rlhf_kit.training.checkpoint import Checkpoints, load_trained_state, save_model_dir, stopped_at, trained_state
 from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step, step_generator
 from rlhf_kit.training.metrics import Metrics
+from rlhf_kit.training.online_config import OnlineConfig, check_online_config
 from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer
-from rlhf_kit.training.precision import Precision
 from rlhf_kit.training.rollout_stats import rollout_stats
 
 
@@ -39,50 +37,6 @@ class Prompts(Protocol):
     def batch(self, step: int, rank: int, world: int) -> tuple[PromptBatch, list[Row]]:
         """This rank's prompts at one step, padded, and the records they came from."""
         ...
-
-
-@dataclass
-class OnlineConfig:
-    """How to learn from one's own samples. Defaults are PPO's in Huang et al. 2024 where they name one."""
-
-    output_dir: Path = Path("runs/ppo")  # where the policy, the critic, metrics and checkpoints go
-    seed: int = 0
-    algorithm: Literal["ppo", "rloo"] = "ppo"
-    total_steps: int = 100  # rollouts; each is followed by num_epochs * num_minibatches optimizer steps
-    batch_size: int = 64  # answers a rollout, over all devices
-    group_size: int = 1  # answers to the same prompt (RLOO needs at least 2)
-    micro_batch_size: int = 16  # answers a forward
-    num_epochs: int = 4  # passes over each rollout
-    num_minibatches: int = 1  # optimizer steps a pass
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    missing_eos_penalty: float = 1.0  # subtracted from the score of an answer that never stopped
-    kl_coef: float = 0.05  # beta: the price of a nat of distance from the reference
-    kl_target: float | None = None  # nats an answer; where given, beta adapts to hold it
-    kl_horizon: float = 10_000.0  # episodes over which the adaptive beta moves
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    cliprange: float = 0.2
-    cliprange_value: float = 0.2
-    vf_coef: float = 0.1
-    gamma: float = 1.0
-    lam: float = 0.95
-    whiten_rewards: bool = False
-    learning_rate: float = 3e-6
-    critic_learning_rate: float | None = None  # None: learning_rate
-    schedule: Literal["cosine", "wsd", "linear", "constant"] = "linear"
-    warmup_fraction: float = 0.0
-    final_lr_fraction: float = 0.0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_eps: float = 1e-5
-    max_grad_norm: float = 1.0
-    precision: Precision = "fp32"  # as in FitConfig
-    log_every: int = 1
-    save_every: int = 50  # steps between checkpoints; 0: none
-    keep_checkpoints: int = 2
-    resume: bool = False
-    trackers: tuple[str, ...] = ()
 
 
 class Learner(nn.Module):
@@ -131,7 +85,6 @@ def online(
     reference: nn.Module | None,
     critic: nn.Module | None = None,
     monitor: Scorer | None = None,
-    critic_tokenizer: Any = None,
     on_step: Callable[[int, Rollout, dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
     """Improve `policy` against `scorer`; leave it in `config.output_dir`, and the critic in `output_dir/critic`.
@@ -151,6 +104,9 @@ def online(
     rank, world = accelerator.process_index, accelerator.num_processes
     sampler = Sampler(config.max_new_tokens, eos_ids, int(tokenizer.pad_token_id), config.temperature)
 
+    for name, model in (("policy", policy), ("critic", critic)):
+        if model is not None and not any(p.requires_grad for p in model.parameters()):
+            raise InputError(name, type(model).__name__, "expected a parameter that requires a gradient: is its adapter frozen?")
     raw = Learner(policy, critic, algorithm, config)
     raw.eval()  # no dropout anywhere in RL: two forwards of the same tokens must agree
     optimizer = make_optimizer(
@@ -168,29 +124,36 @@ def online(
 
     checkpoints = Checkpoints(config.output_dir / "trainer_state", accelerator, keep=config.keep_checkpoints)
     start, optimizer_steps = 0, 0
+    window: list[dict[str, float]] = []  # since the last report
     if not config.resume:
         checkpoints.refuse_existing()
     elif (found := checkpoints.load_latest()) is not None:
         start, shared, _ = found
-        raw.load_state_dict(shared["learner"])
+        load_trained_state(raw, shared["learner"])
         optimizer.load_state_dict(shared["optimizer"])
         kl.load_state_dict(shared["kl"])
-        optimizer_steps = shared["optimizer_steps"]
+        optimizer_steps, window = shared["optimizer_steps"], shared["window"]
     if accelerator.is_main_process:
         save_config(config, config.output_dir / "run_config.yaml")
     metrics = Metrics(
-        accelerator, config.output_dir, config.total_steps, trackers=config.trackers, resume_step=start if config.resume else None
+        accelerator,
+        config.output_dir,
+        config.total_steps,
+        trackers=config.trackers,
+        resume_step=start if config.resume else None,
+        settings=plain_settings(config),
     )
     reduce = tensor_reducer(accelerator)
     stats: dict[str, float] = {}
 
     with StopSignal(accelerator) as stop:
         for step in range(start, config.total_steps):
+            seed_everything_for_step(config.seed, step, rank)  # for rewards that draw
             # 1. Sample answers, and price them under the policy, the reference and the critic.
             batch, rows = prompts.batch(step, rank, world)
             generator = step_generator(config.seed, step, rank, "sample", accelerator.device)
             with accelerator.autocast():
-                rollout, entropy = collect(
+                rollout = collect(
                     policy,
                     reference,
                     critic,
@@ -217,11 +180,10 @@ def online(
             advantages, returns = algorithm.advantages(rollout, rewards, config, reduce)
 
             # 4. Several passes over the same answers, clipped so that none strays too far.
-            seed_everything_for_step(config.seed, step, rank)
             factor = lr_at(
                 step,
                 config.total_steps,
-                warmup_steps=round(config.warmup_fraction * config.total_steps),
+                warmup_steps=min(round(config.warmup_fraction * config.total_steps), config.total_steps - 1),
                 schedule=config.schedule,
                 final_fraction=config.final_lr_fraction,
             )
@@ -231,35 +193,42 @@ def online(
             optimizer_steps += int(updated.pop("optimizer_steps"))
 
             # 5. Report, adapt, save.
-            stats = rollout_stats(rollout, returns, non_score, entropy, gold, accelerator) | updated
             done = step + 1
-            stats |= {
-                "objective/kl_coef": kl.coef,
-                "lr": config.learning_rate * factor,
-                "episode": float(done * config.batch_size),
-                "val/optimizer_steps": float(optimizer_steps),
-            }
+            stats = (
+                rollout_stats(rollout, returns, non_score, gold, accelerator, reduce) | updated | {"objective/kl_coef": kl.coef}
+            )
+            window.append(stats)
             kl.update(stats["objective/kl"], config.batch_size)
-            if done % config.log_every == 0 or done == config.total_steps:
-                metrics.log(done, stats, units=stats.pop("units"))
             if on_step is not None:
                 on_step(done, rollout, stats)
-            stopping = stop.requested()
+            if done % config.log_every == 0 or done == config.total_steps:
+                stats = window_means(window)
+                stats |= {
+                    "lr": config.learning_rate * factor,
+                    "episode": float(done * config.batch_size),
+                    "eps": (done - start) * config.batch_size / max(metrics.seconds, 1e-9),
+                    "val/optimizer_steps": float(optimizer_steps),
+                }
+                metrics.log(done, stats, units=len(window) * stats.pop("units"))
+                window = []
+            stopping, saved = stop.requested(), False
             if stopping or (config.save_every > 0 and done % config.save_every == 0 and done < config.total_steps):
                 state = {
-                    "learner": raw.state_dict(),
+                    "learner": trained_state(raw),
                     "optimizer": optimizer.state_dict(),
                     "kl": kl.state_dict(),
                     "optimizer_steps": optimizer_steps,
+                    "window": window,
                 }
-                checkpoints.save(done, shared=state, local={})
+                with metrics.aside():
+                    saved = checkpoints.save(done, shared=state, local={})
             if stopping:
                 metrics.close()
-                raise KeyboardInterrupt(f"stopped at step {done}; --resume true goes on from here")
+                raise KeyboardInterrupt(stopped_at(done, saved))
 
     save_model_dir(policy, tokenizer, config.output_dir, accelerator)
     if critic is not None:
-        save_model_dir(critic, critic_tokenizer or tokenizer, config.output_dir / "critic", accelerator)
+        save_model_dir(critic, tokenizer, config.output_dir / "critic", accelerator)
     metrics.close()
     return stats
 
@@ -287,7 +256,9 @@ def update(
     policy_parameters = [p for p in raw.policy.parameters() if p.requires_grad]
     critic_parameters = [] if raw.critic is None else [p for p in raw.critic.parameters() if p.requires_grad]
     sums: dict[str, float] = {}
-    norms: list[float] = []  # of the policy's gradients; a step that is not finite is skipped, on all ranks alike
+    norms: list[
+        tuple[float, float]
+    ] = []  # of the policy's and the critic's gradients; a step that is not finite is skipped, on all ranks alike
     norm = 0.0
     for epoch in range(config.num_epochs):
         generator = step_generator(config.seed, step, accelerator.process_index, f"minibatch-{epoch}", "cpu")
@@ -314,11 +285,11 @@ def update(
                     sums[name] = sums.get(name, 0.0) + float(value)
             sums["tokens"] = sums.get("tokens", 0.0) + float(count["tokens"])
             sums["terms"] = sums.get("terms", 0.0) + float(count["tokens" if raw.algorithm.ratio == "token" else "sequences"])
-            norm = clip_grad_norm(policy_parameters, config.max_grad_norm)
-            critic_norm = clip_grad_norm(critic_parameters, config.max_grad_norm) if critic_parameters else 0.0
+            norm = clip_grad_norm(policy_parameters, config.max_grad_norm or None)
+            critic_norm = clip_grad_norm(critic_parameters, config.max_grad_norm or None)  # 0 where there is none
             if math.isfinite(norm) and math.isfinite(critic_norm):
                 optimizer.step()
-                norms.append(norm)
+                norms.append((norm, critic_norm))
             optimizer.zero_grad(set_to_none=True)
     if not norms:
         raise InputError(
@@ -334,13 +305,24 @@ def update(
         "policy/entropy_avg": totals["entropy"] / tokens,
         "val/ratio": ratio,
         "val/ratio_var": max(totals["ratio_sq"] / terms - ratio**2, 0.0),
-        "grad_norm": sum(norms) / len(norms),
+        "grad_norm": sum(norm for norm, _ in norms) / len(norms),
         "val/skipped_steps": float(config.num_epochs * config.num_minibatches - len(norms)),
         "optimizer_steps": float(len(norms)),
     }
     if raw.critic is not None:
-        result |= {"loss/value_avg": totals["value_loss"] / tokens, "val/clipfrac_avg": totals["value_clipfrac"] / tokens}
+        result |= {
+            "loss/value_avg": totals["value_loss"] / tokens,
+            "val/clipfrac_avg": totals["value_clipfrac"] / tokens,
+            "grad_norm/critic": sum(norm for _, norm in norms) / len(norms),
+        }
     return result
+
+
+def window_means(window: list[dict[str, float]]) -> dict[str, float]:
+    """Each metric's mean over the rollouts that have it; all rollouts hold as many answers."""
+    names = dict.fromkeys(name for stats in window for name in stats)
+    columns = {name: [stats[name] for stats in window if name in stats] for name in names}
+    return {name: sum(column) / len(column) for name, column in columns.items()}
 
 
 def split_rates(optimizer: Any, critic: nn.Module | None, config: OnlineConfig) -> list[float]:
@@ -354,7 +336,8 @@ def split_rates(optimizer: Any, critic: nn.Module | None, config: OnlineConfig) 
             members = [p for p in group["params"] if (id(p) in ours) == of_critic]
             if members:
                 groups.append({**group, "params": members})
-                rates.append((config.critic_learning_rate or config.learning_rate) if of_critic else config.learning_rate)
+                own = config.critic_learning_rate if of_critic else None
+                rates.append(config.learning_rate if own is None else own)
     optimizer.param_groups[:] = groups
     return rates
 
@@ -364,29 +347,3 @@ def tensor_reducer(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
     if accelerator.num_processes == 1:
         return lambda tensor: tensor
     return lambda tensor: accelerator.reduce(tensor, reduction="sum")
-
-
-def check_online_config(config: OnlineConfig, algorithm: Algorithm, critic: nn.Module | None, world: int) -> None:
-    """Refuse by name what cannot work."""
-    check_least(config, total_steps=1, batch_size=1, group_size=1, micro_batch_size=1, num_epochs=1, num_minibatches=1)
-    check_least(config, max_new_tokens=1, log_every=1, save_every=0, keep_checkpoints=1, kl_coef=0, cliprange=0, learning_rate=0)
-    for name in ("gamma", "lam"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"--{name}", getattr(config, name), "expected a number from 0 to 1")
-    for name in ("adam_beta1", "adam_beta2", "warmup_fraction"):
-        if not 0 <= getattr(config, name) < 1:
-            raise InputError(f"--{name}", getattr(config, name), "expected a number from 0 to below 1")
-    if algorithm.critic and critic is None:
-        raise InputError("critic", None, f"expected a scalar-head model: --algorithm {config.algorithm} learns values")
-    if config.algorithm == "rloo" and config.group_size < 2:
-        raise InputError("--group_size", config.group_size, "expected at least 2: RLOO compares answers to the same prompt")
-    if config.batch_size % (world * config.group_size):
-        raise InputError(
-            "--batch_size", config.batch_size, f"expected a multiple of group_size * processes = {config.group_size * world}"
-        )
-    if config.num_minibatches > config.batch_size // world:
-        raise InputError(
-            "--num_minibatches", config.num_minibatches, f"expected at most the {config.batch_size // world} answers of a process"
-        )
-    if config.temperature <= 0:
-        raise InputError("--temperature", config.temperature, "expected a positive number: RL needs samples, not the argmax")

@@ -189,10 +189,10 @@ def test_a_launch_whose_processes_do_not_see_each_other_is_refused(monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_sharding_that_would_be_dropped_on_a_cpu_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_split_weights_are_refused_until_both_loops_know_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = make_accelerator()
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(InputError, match=f"{name} needs GPUs"):
+    with pytest.raises(InputError, match=f"ACCELERATE_USE_{name} is 'true', expected a plain launch"):
         check_launch(accelerator)
 
 

@@ -19,7 +19,9 @@ from transformers import AutoTokenizer
 
 from recipes import chat
 from rlhf_kit.config import run_recipe
+from rlhf_kit.errors import InputError
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
+from rlhf_kit.models.loading import load_causal_lm
 from rlhf_kit.training import checkpoint
 from tests.recipes.conftest import CONFIGS
 
@@ -388,22 +390,26 @@ def test_a_resume_needs_a_checkpoint_and_the_settings_it_was_begun_with(
         run_recipe(CONFIGS["sft"][0].main, CONFIGS["sft"][1], ["--config", str(tmp_path / "sft" / "run_config.yaml"), "--resume"])
 
 
-def test_a_full_disk_at_the_last_save_leaves_the_model_that_was_there(
-    road: Path, recipe: Any, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_costs_a_better_model_in_the_midst_and_ends_the_run_only_at_the_last_save(
+    road: Path, recipe: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe("sft", model=road / "pretrain", output_dir=tmp_path / "sft", save_every=0)
-    before = {
-        name: data for name, data in snapshot(tmp_path / "sft").items() if "metrics" not in name and "run_config" not in name
-    }
+    real, calls = checkpoint._replace_files, []
 
-    def full(source: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
+    def fills_up(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        real(source, target)
 
-    monkeypatch.setattr(checkpoint, "_replace_files", full)
-    said = refused("sft", model=road / "pretrain", output_dir=tmp_path / "sft", save_every=0, seed=4)
-    assert "No space left on device" in said
-    assert "what was there is untouched" in said
-    assert {name: snapshot(tmp_path / "sft")[name] for name in before} == before
+    monkeypatch.setattr(checkpoint, "_replace_files", fills_up)
+    options = {"model": road / "pretrain", "output_dir": tmp_path / "sft", "save_every": 0, "eval_every": 1, "max_steps": 4}
+    with pytest.raises(InputError, match=r"No space left on device.*what was there is untouched"):
+        recipe("sft", **options)
+    assert capsys.readouterr().err.count("Training goes on") == 2
+    rows = [json.loads(line) for line in (tmp_path / "sft" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval/loss" in row] == [1, 2, 3]  # two better models found no room, and it went on
+    assert len(calls) > 2
+    assert load_causal_lm(tmp_path / "sft") is not None  # the model of step 1
     assert not list((tmp_path / "sft").glob(".tmp*"))
 
 

@@ -50,7 +50,7 @@ def outcome(folder: Path, stage: str) -> tuple[list[torch.Tensor], list[dict[str
         models.append(load_scalar_model(folder / "critic"))
     tensors = [p for model in models for p in model.parameters()]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return tensors, [{k: v for k, v in r.items() if k != "seconds" and not k.endswith("per_second")} for r in rows]
+    return tensors, [{k: v for k, v in r.items() if k not in ("seconds", "eps") and not k.endswith("per_second")} for r in rows]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo", "rloo"])
@@ -58,7 +58,12 @@ def test_a_killed_recipe_resumes_bit_for_bit(
     stage: str, road: Path, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "ppo" if stage == "rloo" else stage
-    options = settings(stage, road) | {"save_every": 2}
+    options = settings(stage, road) | {"save_every": 2, "log_every": 3}  # a report is pending when the run is killed
+    if stage == "rloo":  # a reward that draws
+        (tmp_path / "noisy.py").write_text(
+            "import torch\n\ndef noise(prompts, responses):\n    return torch.rand(len(responses)).tolist()\n"
+        )
+        options["reward"] = f"{tmp_path / 'noisy.py'}:noise"
     recipe(name, **options, output_dir=tmp_path / "whole")
 
     loop: Any = online_module if name == "ppo" else fit_module

@@ -128,7 +128,7 @@ def test_another_seed_draws_another_reward_head(road: Path, recipe: Any, tmp_pat
 
 def test_the_evaluation_has_its_figures_and_samples(road: Path) -> None:
     found = json.loads((road / "evaluation" / "evaluation.json").read_text())
-    for name in ("gold_win_rate", "proxy_win_rate", "length_controlled_win_rate", "kl"):
+    for name in ("gold_win_rate", "proxy_win_rate", "gold_length_controlled_win_rate", "kl"):
         assert {"estimate", "low", "high", "n"} <= found[name].keys()
         assert found[name]["n"] == 16
     assert {"eos_rate", "mean_length", "baseline_mean_length", "gold_score", "proxy_score", "attributes"} <= found.keys()

@@ -113,7 +113,7 @@ def test_the_sampler_and_the_update_price_the_same_distribution(model):
     query_mask = torch.tensor([[False, False, True], [True, True, True], [False, True, True], [True, True, True]])
     prompts = PromptBatch(torch.randint(3, VOCAB, (4, 3)), query_mask, torch.arange(4))
     sampler = Sampler(max_new_tokens=12, eos_ids=(2,), pad_id=2, temperature=0.7)
-    rollout, _ = collect(model, model, None, prompts, sampler, micro_batch_size=3, generator=torch.Generator().manual_seed(0))
+    rollout = collect(model, model, None, prompts, sampler, micro_batch_size=3, generator=torch.Generator().manual_seed(0))
     gap = (rollout.sampler_logprobs - rollout.old_logprobs)[rollout.response_mask].abs().max()
     assert gap < 1e-5  # two summation orders in fp32: cached one-token steps against one full forward
     assert torch.equal(rollout.old_logprobs, rollout.ref_logprobs)  # step 0: the policy is its own reference

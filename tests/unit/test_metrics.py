@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlhf_kit.errors import InputError
 from rlhf_kit.training.distributed import make_accelerator
-from rlhf_kit.training.metrics import Metrics, Timer, read_metrics
+from rlhf_kit.training.metrics import Metrics, read_metrics
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def test_a_report_is_one_json_line_with_step_time_and_rate(tmp_path: Path, accel
     metrics = Metrics(accelerator, tmp_path, 10, clock=clock)
     clock.now += 2
     metrics.log(1, {"train/loss": torch.tensor(1.5), "stage": "sft", "n": 3}, units=1000)
-    clock.now += 1
+    with metrics.aside():
+        clock.now += 1
     metrics.log(1, {"eval/loss": 2.0})
     clock.now += 4
     metrics.log(2, {"train/loss": 1.25}, units=1000)
@@ -148,6 +149,11 @@ FAKE = """
 calls = []
 
 
+class config:
+    def update(values, **options):
+        calls.append(("settings", values))
+
+
 class Run:
     def log(self, values, step=None):
         calls.append(("log", values, step))
@@ -169,11 +175,16 @@ def test_wandb_and_trackio_are_told_project_run_and_numbers(
     (tmp_path / f"{name}.py").write_text(FAKE)  # neither may touch the network in a test
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, name, raising=False)
-    metrics = Metrics(accelerator, tmp_path / "my-run", 10, trackers=[name])
+    metrics = Metrics(accelerator, tmp_path / "my-run", 10, trackers=[name], settings={"seed": 1})
     metrics.log(3, {"loss": 2.0, "bad": math.inf})
     metrics.close()
     calls = sys.modules.pop(name).calls
-    assert calls == [("init", {"project": "rlhf_kit", "name": "my-run"}), ("log", {"loss": 2.0}, 3), ("finish",)]
+    assert calls == [
+        ("init", {"project": "rlhf_kit", "name": "my-run"}),
+        ("settings", {"seed": 1}),
+        ("log", {"loss": 2.0}, 3),
+        ("finish",),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -189,11 +200,14 @@ def test_a_tracker_that_is_not_there_is_refused_by_name(
         Metrics(accelerator, tmp_path, 10, trackers=[name])
 
 
-def test_the_timer_adds_up_by_name_and_starts_again_after_a_flush() -> None:
+def test_time_aside_and_reports_without_units_do_not_count_in_the_rate(accelerator: Accelerator, tmp_path: Path) -> None:
     clock = Clock()
-    timer = Timer(clock)
-    for seconds, name in ((1.0, "sample"), (2.0, "update"), (4.0, "sample")):
-        with timer.measure(name):
-            clock.now += seconds
-    assert timer.flush() == {"time/sample": 5.0, "time/update": 2.0}
-    assert timer.flush() == {}
+    metrics = Metrics(accelerator, tmp_path, 10, clock=clock)
+    clock.now += 2.0
+    with metrics.aside():
+        clock.now += 100.0
+    metrics.log(1, {"eval/loss": 1.0})
+    clock.now += 3.0
+    metrics.log(2, {"train/loss": 1.0}, units=50)
+    metrics.close()
+    assert read_metrics(metrics.path)[1]["tokens_per_second"] == 10.0

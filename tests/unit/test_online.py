@@ -16,7 +16,8 @@ from rlhf_kit.models.loading import Lora, load_causal_lm, load_scalar_model
 from rlhf_kit.rollout.experience import response_logprobs
 from rlhf_kit.training import online as module
 from rlhf_kit.training.distributed import make_accelerator
-from rlhf_kit.training.online import OnlineConfig, online
+from rlhf_kit.training.online import online
+from rlhf_kit.training.online_config import OnlineConfig
 
 EOS = 7
 

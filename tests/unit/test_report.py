@@ -84,7 +84,7 @@ def whole_run(root: Path) -> Path:
     evaluation = {
         "gold_win_rate": {**interval, "win": 0.69, "tie": 0.046, "loss": 0.264},
         "proxy_win_rate": {"estimate": 0.86, "low": 0.82, "high": 0.9, "n": 256, "win": 0.85, "tie": 0.02, "loss": 0.13},
-        "length_controlled_win_rate": {"estimate": 0.672, "low": 0.61, "high": 0.73, "n": 256},
+        "gold_length_controlled_win_rate": {"estimate": 0.672, "low": 0.61, "high": 0.73, "n": 256},
         "accuracy": {"estimate": 0.709, "low": 0.689, "high": 0.728, "n": 1000},
         "bayes_accuracy": 0.726,
         "calibration": {"predicted": [0.55, 0.7, 0.9], "observed": [0.5, 0.72, 1.0], "pairs": [300, 300, 300], "ece": 0.053},
