@@ -112,7 +112,9 @@ class GPTModel(GPTPreTrainedModel):
         if use_cache is None:
             use_cache = self.config.use_cache
         if self.training and any(block.gradient_checkpointing for block in self.gpt.layers):
-            use_cache, past_key_values = False, None
+            use_cache = False
+            if past_key_values is not None and past_key_values.get_seq_length() == 0:
+                past_key_values = None  # an empty one is only a place to write to
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         trace: list[Tensor] | None = [] if output_hidden_states or self.config.output_hidden_states else None
