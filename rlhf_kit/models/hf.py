@@ -57,6 +57,13 @@ class GPTConfig(PreTrainedConfig, GPTOptions):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.resolve()
+        for field in ("tie_word_embeddings", "use_cache"):
+            if not isinstance(getattr(self, field), bool):
+                raise InputError(field, getattr(self, field), "expected true or false")
+        for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = value if isinstance(value := getattr(self, field), list) else [value]
+            if not all(token is None or isinstance(token, int) for token in ids):
+                raise InputError(field, value, "expected a token's number, or null")
         super().__post_init__(**kwargs)
 
 
