@@ -4,10 +4,10 @@ Whatever comes in, what goes out is conversational: `messages`, or `prompt` / `c
 messages. Columns that are not needed stay in the record, so that a reward function can read them. A wrong row stops
 the loading, named by file, line and column.
 
-Read: `messages`; `prompt` + `completion`; `instruction` / `input` / `output` (Alpaca; also with the `instances` of
-Self-Instruct); `question` + `answer`; `prompt` / `chosen` / `rejected`, or `chosen` / `rejected` that share their
-beginning; `prompt` alone; Anthropic HH dialogues ("\\n\\nHuman: ... \\n\\nAssistant: ...") wherever a text stands;
-OpenAssistant message trees. Texts may be plain strings or lists of messages.
+Read: `messages`; `prompt` + `completion`, also with TRL's `label`; `instruction` / `input` / `output` (Alpaca; also with
+the `instances` of Self-Instruct); `question` + `answer`; `prompt` / `chosen` / `rejected`, or `chosen` / `rejected` that
+share their beginning; `prompt` alone; Anthropic HH dialogues ("\\n\\nHuman: ... \\n\\nAssistant: ...") wherever a text
+stands; OpenAssistant message trees. Texts may be plain strings or lists of messages.
 
 The second half turns records into token ids, and counts what it leaves out.
 """

@@ -151,9 +151,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     Without a chat template the prompt is plain text (see `encode_chat`).
 
     Raises:
-        InputError: a message spells a control token, or the template refuses the chat.
+        InputError: a message spells a control token or is no text, or the template refuses the chat.
     """
-    _refuse_control_tokens(tokenizer, messages)
+    _check_messages(tokenizer, messages)
     if not tokenizer.chat_template:
         return _plain(tokenizer, messages)[0]
     return _tokenize(tokenizer, _render(tokenizer, messages, generation_prompt=True))
@@ -172,10 +172,10 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
     Returns:
         ids and mask, of equal length.
     Raises:
-        InputError: a message spells a control token, the template refuses the chat, or it rewrites earlier turns so
+        InputError: a message spells a control token or is no text, the template refuses the chat, or it rewrites earlier turns so
             that the answers cannot be told apart exactly.
     """
-    _refuse_control_tokens(tokenizer, messages)
+    _check_messages(tokenizer, messages)
     if not tokenizer.chat_template:
         return _plain(tokenizer, messages)
     marked = _marks_generation(str(tokenizer.chat_template)) and tokenizer.is_fast
@@ -253,10 +253,14 @@ def _marks_generation(template: str) -> bool:
     return "{% generation" in template or "{%- generation" in template
 
 
-def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> None:
+def _check_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> None:
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     specials = dict.fromkeys([*tokenizer.all_special_tokens, *added])  # a chat template's own tokens often have no role's name
     for message in messages:
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:  # a terminal's broken bytes, say; what is read from files has been refused there
+            raise InputError(f"{message['role']} message", message["content"], f"expected text ({error.reason})") from error
         for token in specials:
             if token in message["content"]:
                 raise ControlTokenError(f"{message['role']} message", message["content"], f"which spells {token}: remove it")
