@@ -10,6 +10,7 @@ busy machine slows both alike. Which fault costs what: examples/mini_llm_ablatio
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -22,14 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_kit.config import run_recipe
+from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data import world
 from rlhf_kit.data.tokenizer import encode_texts, train_tokenizer
+from rlhf_kit.errors import InputError
 from rlhf_kit.models import GPTConfig, GPTForCausalLM
 from rlhf_kit.models.access import hidden_states, output_head
 from rlhf_kit.objectives.language_model import language_model_loss
 from rlhf_kit.rollout.generate import generate
 from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer, set_learning_rate
+
+PROMPT = 8  # tokens that a sample is given
 
 
 @dataclass
@@ -49,6 +53,17 @@ class MiniLLMConfig:
     large_vocab: int = 8192  # the second vocabulary that memory is measured with
     generate: tuple[int, ...] = (64, 256)  # lengths whose speed is measured
     json: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_least(self, steps=1, batch_size=1, learning_rate=0, d_model=1, n_heads=1, n_layers=1, held_out=1, large_vocab=1)
+        check_least(self, sequence_length=PROMPT + 1)
+        if self.d_model % (2 * self.n_heads):
+            mend = f"expected a multiple of 2 n_heads ({2 * self.n_heads}): heads are equal, and rotary positions turn pairs"
+            raise InputError("--d_model", self.d_model, mend)
+        if not self.generate or min(self.generate) < 1:
+            raise InputError("--generate", self.generate, "expected lengths of 1 or more")
+        if self.json is not None and (self.json.is_dir() or not os.access(self.json.parent, os.W_OK | os.X_OK)):
+            raise InputError("--json", str(self.json), "expected a file in a folder that can be written")
 
 
 # --- 1. the model, as the guides have it ----------------------------------------------------------------------------
@@ -146,9 +161,12 @@ def token_rows(config: MiniLLMConfig) -> tuple[Tensor, Tensor, Any]:
         whole = len(flat) // config.sequence_length * config.sequence_length
         return torch.tensor(flat[:whole]).view(-1, config.sequence_length)
 
-    train = rows(texts)
+    train, later = rows(texts), rows(fresh[: config.held_out])
+    if not len(later):
+        mend = f"expected enough stories for a row of {config.sequence_length} tokens: raise it, or lower --sequence_length"
+        raise InputError("--held_out", config.held_out, mend)
     train = train.repeat(-(-config.steps * config.batch_size // len(train)), 1)  # a tiny run may need its stories twice
-    return train[: config.steps * config.batch_size], rows(fresh[: config.held_out]), tokenizer
+    return train[: config.steps * config.batch_size], later, tokenizer
 
 
 def loss_sum(model: nn.Module, ids: Tensor) -> Tensor:
@@ -217,8 +235,8 @@ def peak_megabytes(model: nn.Module, ids: Tensor, config: MiniLLMConfig) -> floa
 
 
 def tokens_per_second(models: dict[str, nn.Module], length: int, rounds: int = 3) -> dict[str, float]:
-    """New tokens a second of one text of `length` tokens after 8 given ones; the models take turns, medians."""
-    given, seconds = torch.arange(8)[None], {name: list[float]() for name in models}
+    """New tokens a second of one text of `length` tokens after `PROMPT` given ones; the models take turns, medians."""
+    given, seconds = torch.arange(PROMPT)[None], {name: list[float]() for name in models}
     for _ in range(rounds):
         for name, model in models.items():
             started = time.perf_counter()
@@ -261,12 +279,14 @@ def compare(config: MiniLLMConfig) -> dict[str, Any]:
         "step_seconds": {name: statistics.median(seconds) for name, seconds in times.items()},
         "step_ratio": step_ratio(times["MiniLLM"], times["our GPT"]),
     }
-    prompt = held_out[0, :8][None]
-    text = {}
+    prompt = held_out[0, :PROMPT][None]
+    text, room = {}, min(config.sequence_length // 2, config.sequence_length - PROMPT)
     for name, model in models.items():
         torch.manual_seed(config.seed)
-        text[name] = tokenizer.decode(sample(model, prompt, config.sequence_length // 2))
-    longer = build_both(replace(config, sequence_length=8 + max(config.generate)))  # speed does not depend on what is learned
+        text[name] = tokenizer.decode(sample(model, prompt, room))
+    longer = build_both(
+        replace(config, sequence_length=PROMPT + max(config.generate))
+    )  # speed does not depend on what is learned
     result["tokens_per_second"] = {str(length): tokens_per_second(longer, length) for length in config.generate}
     for key, vocab in (("peak_mb", config.vocab_size), ("peak_mb_large_vocab", config.large_vocab)):
         sized = build_both(replace(config, vocab_size=vocab))

@@ -8,16 +8,21 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import logging
 import lzma
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from rlhf_kit.errors import InputError
 
+logger = logging.getLogger(__name__)
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2", ".parquet")
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".txt.bz2")
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_SURROGATE, _ESCAPED = re.compile("[\ud800-\udfff]"), re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def iter_rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -28,16 +33,13 @@ def iter_rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, d
             the name of a dataset.
         split: which split of a dataset to read, where it has any.
     Raises:
-        InputError: nothing readable there, a truncated file, a line that is not a JSON object.
+        InputError: nothing readable there, a truncated file, a line that is not a JSON object or holds half a character.
     """
-    path = Path(source)
-    if path.is_dir() and _is_saved_dataset(path):
+    path = source_path(source)
+    if path.is_dir() and is_saved_dataset(path):
         yield from _saved_rows(path, split)
     elif path.is_dir():
-        files = [p for p in sorted(path.iterdir()) if p.name.endswith(ROW_SUFFIXES)]
-        if not files:
-            raise InputError(f"folder {path}", sorted(p.name for p in path.iterdir()), f"expected files {ROW_SUFFIXES}")
-        for file in files:
+        for file in files_in(path, ROW_SUFFIXES):
             yield from iter_rows(file)
     elif path.is_file():
         if path.name.endswith(".parquet"):
@@ -52,8 +54,35 @@ def iter_rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, d
         yield from _named_rows(str(source), split)
 
 
+def source_path(source: str | Path) -> Path:
+    """`source` as a path, which the name of a dataset is, too.
+
+    Raises:
+        InputError: nothing was named; an empty path would be the current directory.
+    """
+    if not str(source).strip():
+        raise InputError("data", str(source), "expected a file, a folder or the name of a dataset")
+    return Path(source)
+
+
+def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of a folder that end in one of `suffixes`, sorted; a warning names whatever else lies there unhidden.
+
+    Raises:
+        InputError: there is none.
+    """
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if entry.is_file() and entry.name.endswith(suffixes)]
+    others = [entry.name + "/" * entry.is_dir() for entry in entries if entry not in files]
+    if not files:
+        raise InputError(f"folder {folder}", others, f"expected files {suffixes}")
+    if others:
+        logger.warning("folder %s: %s not read, only %s are", folder, ", ".join(others), ", ".join(suffixes))
+    return files
+
+
 def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """`(number, line)` from 1 of a UTF-8 text file, plain or compressed, without the newline.
+    """`(number, line)` from 1 of a UTF-8 text file, plain or compressed, without the newline and the byte order mark.
 
     Raises:
         InputError: a truncated or damaged archive, bytes that are not UTF-8.
@@ -63,11 +92,11 @@ def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
         with open_binary(path) as file:
             for raw in file:
                 number += 1
-                line = raw.decode("utf-8")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name} line {number}", error.object[error.start :][:8], "expected UTF-8: convert it") from error
-    except (EOFError, OSError, lzma.LZMAError, ValueError) as error:
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path.name} after line {number}", str(error), "expected a whole file: fetch it again") from error
@@ -82,46 +111,70 @@ def open_binary(path: Path) -> IO[bytes]:
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path.name} line {number}", line, f"expected JSON ({error.msg} at column {error.colno}): mend or remove it"
-        ) from error
+    except (ValueError, RecursionError) as error:  # beside wrong syntax: numbers of thousands of digits, endless brackets
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else _reason(error)
+        raise InputError(f"{path.name} line {number}", line, f"expected JSON ({reason}): mend or remove it") from error
     if not isinstance(row, dict):
         raise InputError(f"{path.name} line {number}", row, "expected a JSON object, one a line")
+    if _ESCAPED.search(line):
+        _refuse_half_characters(f"{path.name} line {number}", row)
     return row
 
 
+def _refuse_half_characters(where: str, row: dict[str, Any]) -> None:
+    """A surrogate without its other half is no character: nothing can encode it, and no tokenizer takes it."""
+    for column, value in row.items():
+        text = json.dumps([column, value], ensure_ascii=False)
+        if found := _SURROGATE.search(text):
+            near = text[max(0, found.start() - 20) : found.end() + 20]
+            raise InputError(
+                f"{where}, column {column!r}", near, f"expected no lone surrogate {found[0]!r}: mend or remove the row"
+            )
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
     import pyarrow.parquet
 
-    number = 0
-    try:
+    def rows() -> Iterator[dict[str, Any]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path.name} row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path.name} after row {number}", str(error), "expected a whole parquet file: fetch it again"
-        ) from error
+                yield from batch.to_pylist()
+
+    yield from _numbered(rows(), path.name, "expected a whole parquet file: fetch it again")
 
 
-def _is_saved_dataset(path: Path) -> bool:
-    return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
+def _numbered(rows: Iterable[Mapping[str, Any]], name: str, mend: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`(where, row)`; whatever the reader of a damaged file or a lost connection raises becomes one InputError."""
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            yield f"{name} row {number}", dict(row)
+    except Exception as error:
+        raise InputError(f"{name} after row {number}", _reason(error), mend) from error
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder is what `datasets` writes with `save_to_disk`."""
+    return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
 
 
 def _saved_rows(path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     import datasets
 
-    data = datasets.load_from_disk(str(path))
+    mend = "expected a whole folder of save_to_disk: save or fetch it again"
+    try:
+        data = datasets.load_from_disk(str(path))
+    except Exception as error:  # what is missing or damaged there fails in as many ways as there are files
+        raise InputError(f"{path}", _reason(error), mend) from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise InputError(f"{path}: split", split, f"expected one of {sorted(data)}")
         data = data[split]
-    for number, row in enumerate(data, 1):
-        yield f"{path.name} row {number}", dict(row)
+    yield from _numbered(data, path.name, mend)
 
 
 def _named_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -132,7 +185,5 @@ def _named_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         data = datasets.load_dataset(name, split=split, streaming=True)
     except Exception as error:  # a missing path, an unknown name and a dead network look different in every release
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError("data", name, f"neither an existing path nor a dataset that loads ({reason})") from error
-    for number, row in enumerate(data, 1):
-        yield f"{name} row {number}", dict(row)
+        raise InputError("data", name, f"neither an existing path nor a dataset that loads ({_reason(error)})") from error
+    yield from _numbered(data, name, "expected a dataset that can be read to its end: check the connection, or download it first")

@@ -4,10 +4,10 @@ Whatever comes in, what goes out is conversational: `messages`, or `prompt` / `c
 messages. Columns that are not needed stay in the record, so that a reward function can read them. A wrong row stops
 the loading, named by file, line and column.
 
-Read: `messages`; `prompt` + `completion`; `instruction` / `input` / `output` (Alpaca; also with the `instances` of
-Self-Instruct); `question` + `answer`; `prompt` / `chosen` / `rejected`, or `chosen` / `rejected` that share their
-beginning; `prompt` alone; Anthropic HH dialogues ("\\n\\nHuman: ... \\n\\nAssistant: ...") wherever a text stands;
-OpenAssistant message trees. Texts may be plain strings or lists of messages.
+Read: `messages`; `prompt` + `completion`, also with TRL's `label`; `instruction` / `input` / `output` (Alpaca; also with
+the `instances` of Self-Instruct); `question` + `answer`; `prompt` / `chosen` / `rejected`, or `chosen` / `rejected` that
+share their beginning; `prompt` alone; Anthropic HH dialogues ("\\n\\nHuman: ... \\n\\nAssistant: ...") wherever a text
+stands; OpenAssistant message trees. Texts may be plain strings or lists of messages.
 
 The second half turns records into token ids, and counts what it leaves out.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,14 +42,24 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 def load_sft(source: str | Path, split: str = "train") -> list[Record]:
     """Demonstrations: `{"messages": [...], ...}`, the assistant speaking at least once in each.
 
-    Preference data is read as its chosen answers, a message tree as its best-ranked path.
+    Preference data is read as its chosen answers, unpaired answers as those labelled true, a message tree as its
+    best-ranked path. A warning counts the rows that hold no demonstration: a label of false, an empty chosen answer.
 
     Raises:
         InputError: unreadable source, unknown columns, a wrong value.
     """
     records: list[Record] = []
+    rejected = 0
     for where, row in iter_rows(source, split):
-        records.extend(_demonstrations(where, row))
+        found = _demonstrations(where, row)
+        records.extend(found)
+        rejected += not found
+    if rejected:
+        logger.warning("%s: %d rows left out, whose answers are labelled false or empty", source, rejected)
+        if not records:
+            raise InputError(
+                f"{source}: demonstrations", 0, f"expected one: the answers of all {rejected} rows are rejected ones"
+            )
     return _some(records, source)
 
 
@@ -92,15 +103,22 @@ def _demonstrations(where: str, row: Record) -> list[Record]:
         return [record for instance in instances for record in _demonstrations(where, {**shared, **instance})]
     if "chosen" in row:
         pair = _preference(where, row)
+        if not all(message["content"].strip() for message in pair["prompt"] + pair["chosen"]):
+            return []  # silence can be the better answer of two, and is nothing to imitate
         extras = {k: v for k, v in pair.items() if k not in ("prompt", "chosen", "rejected")}
         return [_demonstration(where, "chosen", extras, [*pair["prompt"], *pair["chosen"]], ())]
     for column in ("completion", "output", "answer"):
         if column in row and (prompt := _prompt(where, row)) is not None:
             messages, used = prompt
             answer = _messages(where, column, _said(row, column), role="assistant")
+            if column == "completion" and row.get("label") is False:
+                return []
             return [_demonstration(where, column, row, [*messages, *answer], (*used, column))]
     if isinstance(row.get("text"), str) and _is_hh(row["text"]):
         return [_demonstration(where, "text", row, _messages(where, "text", row["text"]), ("text",))]
+    if isinstance(row.get("text"), str):
+        mend = "expected a chat: pretrain on plain texts, or part them into the columns prompt and completion"
+        raise InputError(f"{where}, column 'text'", row["text"], mend)
     raise _unknown_columns(where, row, "messages; prompt + completion; instruction + output; question + answer")
 
 
@@ -129,10 +147,15 @@ def _preference(where: str, row: Record) -> Record:
     record |= {"prompt": prompt, **sides}
     margin = record.pop("margin", None)
     if margin is not None:
-        if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin):
+        if not _is_finite(margin):
             raise InputError(f"{where}, column 'margin'", margin, "expected a finite number, or no such column")
         record["margin"] = float(margin)
     return record
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether `value` is a number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _answer(where: str, column: str, value: Any, prompt: Messages) -> Messages:
@@ -269,10 +292,13 @@ def _best_path(where: str, root: Record) -> Messages:
     roles = {"prompter": "user", "assistant": "assistant"}
     path, node = [], root
     while True:
-        if not isinstance(node, dict) or node.get("role") not in roles:
+        if not isinstance(node, dict) or node.get("role") not in tuple(roles):
             raise InputError(f"{where}, column 'prompt'", node, "expected an OpenAssistant message with a role, text and replies")
         path.append({"role": roles[node["role"]], "content": node.get("text")})
         replies = node.get("replies") or []
+        dicts = isinstance(replies, list) and all(isinstance(reply, dict) for reply in replies)
+        if not dicts or not all(_is_finite(reply.get("rank") or 0) for reply in replies):
+            raise InputError(f"{where}, column 'prompt': replies", replies, "expected messages whose rank is a number or null")
         if not replies:
             break
         node = min(replies, key=lambda reply: math.inf if reply.get("rank") is None else reply["rank"])
@@ -313,7 +339,13 @@ class EncodingStats:
         counts = {name: count for name, count in asdict(self).items() if count}
         logger.info("%s: %s", what, self)
         if not self.kept:
-            raise InputError(f"{what}: kept", 0, f"expected at least one of {counts} within {max_length} tokens: raise {field}")
+            mends = {
+                f"raise {field} from {max_length} tokens": self.untrained + self.too_long,
+                "give pairs whose answers differ": self.identical,
+                "remove the control tokens from the messages": self.control_tokens,
+            }
+            mend = ", ".join(text for text, count in mends.items() if count)
+            raise InputError(f"{what}: kept", 0, f"expected at least one of {counts}: {mend or 'give some'}")
 
 
 @dataclass

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_kit.data.files import ROW_SUFFIXES, TEXT_SUFFIXES, iter_lines, iter_rows
+from rlhf_kit.data.files import ROW_SUFFIXES, TEXT_SUFFIXES, files_in, is_saved_dataset, iter_lines, iter_rows, source_path
 from rlhf_kit.data.tokenizer import encode_texts, tokenizer_hash
 from rlhf_kit.errors import InputError
 
@@ -56,15 +56,13 @@ def read_texts(source: str | Path, column: str = "text", split: str = "train") -
     Raises:
         InputError: naming file, line and column: missing column, empty text, invalid JSON, truncated archive.
     """
-    path = Path(source)
+    path = source_path(source)
+    if path.is_dir() and not is_saved_dataset(path):
+        for file in files_in(path, TEXT_SUFFIXES + ROW_SUFFIXES):
+            yield from read_texts(file, column)
+        return
     if path.is_file() and path.name.endswith(TEXT_SUFFIXES):
         yield from _plain_documents(path)
-        return
-    files = sorted(path.iterdir()) if path.is_dir() else []
-    texts = [p for p in files if p.name.endswith(TEXT_SUFFIXES)]
-    for file in texts:
-        yield from _plain_documents(file)
-    if texts and not any(p.name.endswith(ROW_SUFFIXES) for p in files):
         return
     for where, row in iter_rows(source, split):
         if column not in row:

@@ -11,7 +11,8 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def load_tokenizer(path_or_name: str | Path, field: str = "tokenizer") -> PreTra
         raise InputError(field, path_or_name, "expected a folder: it does not exist")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_name)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer("a")  # some wrong settings are read only when they are first used
+    except Exception as error:  # a wrong value in one of its files fails wherever it is first used, `tokenizers` raises bare ones
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(field, path_or_name, f"whose tokenizer cannot be loaded ({reason}): pass a tokenizer folder") from error
     if tokenizer.eos_token_id is None:
@@ -121,13 +123,26 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     """Token ids of plain texts: no bos or eos added, and a text that spells a control token stays text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True  # despite its name: encode them as text, not as themselves
-    try:
+        return [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
+    with _as_text(backend):
         return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+@contextmanager
+def _as_text(backend: Any) -> Iterator[None]:
+    """While open, `backend` encodes all of a text and nothing but the text; a tokenizer.json may hold other settings."""
+    special, truncation, padding = backend.encode_special_tokens, backend.truncation, backend.padding
+    backend.encode_special_tokens = True  # despite its name: encode them as text, not as themselves
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        yield
     finally:
-        backend.encode_special_tokens = before
+        backend.encode_special_tokens = special
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
@@ -136,9 +151,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     Without a chat template the prompt is plain text (see `encode_chat`).
 
     Raises:
-        InputError: a message spells a control token, or the template refuses the chat.
+        InputError: a message spells a control token or is no text, or the template refuses the chat.
     """
-    _refuse_control_tokens(tokenizer, messages)
+    _check_messages(tokenizer, messages)
     if not tokenizer.chat_template:
         return _plain(tokenizer, messages)[0]
     return _tokenize(tokenizer, _render(tokenizer, messages, generation_prompt=True))
@@ -157,10 +172,10 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
     Returns:
         ids and mask, of equal length.
     Raises:
-        InputError: a message spells a control token, the template refuses the chat, or it rewrites earlier turns so
+        InputError: a message spells a control token or is no text, the template refuses the chat, or it rewrites earlier turns so
             that the answers cannot be told apart exactly.
     """
-    _refuse_control_tokens(tokenizer, messages)
+    _check_messages(tokenizer, messages)
     if not tokenizer.chat_template:
         return _plain(tokenizer, messages)
     marked = _marks_generation(str(tokenizer.chat_template)) and tokenizer.is_fast
@@ -238,9 +253,14 @@ def _marks_generation(template: str) -> bool:
     return "{% generation" in template or "{%- generation" in template
 
 
-def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> None:
-    specials = tokenizer.all_special_tokens
+def _check_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> None:
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    specials = dict.fromkeys([*tokenizer.all_special_tokens, *added])  # a chat template's own tokens often have no role's name
     for message in messages:
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:  # a terminal's broken bytes, say; what is read from files has been refused there
+            raise InputError(f"{message['role']} message", message["content"], f"expected text ({error.reason})") from error
         for token in specials:
             if token in message["content"]:
                 raise ControlTokenError(f"{message['role']} message", message["content"], f"which spells {token}: remove it")

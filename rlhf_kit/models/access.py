@@ -7,6 +7,7 @@ backbone and hand the head's weight to an objective that works in chunks. The he
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 
 from rlhf_kit.errors import InputError
 
-# Options under which `logits` is more than `head(hidden_states)`.
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
+_PLAIN: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose logits were found to be the head on the hidden states
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -63,17 +63,47 @@ def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The language-model head as `(weight (V, D), bias (V,) or None)`.
 
     Raises:
-        InputError: the model transforms its logits after the head, or the head is not a plain linear map.
+        InputError: the model's logits are more than the head on the hidden states, or the head is not a plain linear map.
     """
     base = unwrap(model)
-    for name in _LOGIT_TRANSFORMS:
-        value = getattr(base.config, name, None)
-        if value not in (None, 1, 1.0):
-            raise InputError(f"model.config.{name}", value, "expected none: models that rescale their logits are not supported")
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise InputError("model.lm_head", type(head).__name__, "expected a plain Linear: do not put an adapter on the head")
+    if base not in _PLAIN:
+        _check_logits(base, head)
+        _PLAIN.add(base)
     return head.weight, head.bias
+
+
+@torch.no_grad()
+def _check_logits(model: Any, head: nn.Linear) -> None:
+    """Refuse a model that scales or caps its logits, or the head's input: what it does is in its code, under any name.
+
+    Two forwards of four tokens. The head's output is enlarged on its way, so that a cap shows on small logits, too.
+    """
+    ids = torch.arange(4, device=head.weight.device)[None] % len(head.weight)
+    factor, training = 1.0, [module for module in model.modules() if module.training]
+
+    def enlarge(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        nonlocal factor
+        factor = 1e3
+        return factor * output
+
+    hook = head.register_forward_hook(enlarge)
+    try:
+        model.eval()
+        logits = model(input_ids=ids, use_cache=False).logits
+        hook.remove()
+        expected = factor * head(hidden_states(model, ids))
+    finally:
+        hook.remove()
+        for module in training:
+            module.training = True
+    # Far above what bf16 rounds, far below what any scale or cap changes; weights that are not finite are another's to find.
+    wrong = logits.shape != expected.shape or bool((logits - expected).abs().max() > 0.02 * expected.abs().max())
+    if wrong:
+        mend = "expected logits that are its head on its hidden states: models that scale or cap them are not supported"
+        raise InputError("model.architecture", type(model).__name__, mend)
 
 
 def scalar_head(model: nn.Module) -> Any:

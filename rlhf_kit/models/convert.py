@@ -1,12 +1,14 @@
 """Import from and export to the `transformers` layouts our GPT shares: GPT-2 and Llama, by renaming.
 
 GPT-2 is learned positions, LayerNorm, gelu or relu, biases; Llama is rotary positions, RMSNorm, SwiGLU, grouped-query
-attention. Both ways, for causal LMs and linear heads, the logits stay the same. A choice that the other side has no
-place for is refused by its name.
+attention. Both ways, for causal LMs and linear heads, the logits stay the same, except that a reward model's `score_bias`
+is added by ours alone: it travels in the config, and export warns of it. A choice that the other side has no place for is
+refused by its name.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from copy import deepcopy
 from typing import Any
@@ -25,6 +27,8 @@ from transformers import (
 
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
+
+logger = logging.getLogger(__name__)
 
 # Ours -> theirs, longest first; what matches nothing (`lm_head`, `score`) keeps its name.
 _LLAMA_NAMES = {
@@ -51,7 +55,7 @@ _COMMON = ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", 
 
 
 def from_transformers(model: PreTrainedModel) -> GPTForCausalLM | GPTForSequenceClassification:
-    """Our model with the weights (copied, same dtype) and logits of a GPT-2 or a Llama.
+    """Our model with the weights (copied, same dtype) and logits of a GPT-2 or a Llama, plus the config's `score_bias` if any.
 
     Args:
         model: `GPT2LMHeadModel`, `LlamaForCausalLM` or either's `ForSequenceClassification`, as loaded.
@@ -76,6 +80,9 @@ def from_transformers(model: PreTrainedModel) -> GPTForCausalLM | GPTForSequence
 def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     """The same model as a plain `transformers` GPT-2 or Llama (weights copied), for engines that do not know ours.
 
+    A `score_bias` shifts all scores alike and changes no order; the exported model keeps it in its config and does not add
+    it, which a warning says.
+
     Args:
         model: `GPTForCausalLM` or `GPTForSequenceClassification`.
     Raises:
@@ -87,6 +94,8 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     o = model.config
     causal = isinstance(model, GPTForCausalLM)
     common = {name: getattr(o, name) for name in _COMMON} | {"score_bias": o.score_bias}
+    if o.score_bias:
+        logger.warning("config.score_bias is %g, which the exported model does not add: add it to its scores", o.score_bias)
     theirs: PreTrainedModel
     if o.position == "learned":
         layout, state = GPT2Config(**_gpt2_options(o), **common), _weights_to_gpt2(model.state_dict())

@@ -36,7 +36,9 @@ class GPTOptions:
     n_kv_heads: int | None = None  # fewer than n_heads: grouped-query attention; None: n_heads
     head_dim: int | None = None  # None: d_model / n_heads
     d_mlp: int | None = None  # None: 4 d_model, for swiglu 8/3 d_model rounded up to a multiple of 64
-    max_seq_len: int = 1024  # a hard limit with learned positions, information otherwise
+    max_seq_len: int = (
+        1024  # learned positions have no more; for the others it is the longest that the kit's stages and `generate` will feed
+    )
     position: str = "rotary"  # learned | rotary | none
     norm: str = "rmsnorm"  # layernorm | rmsnorm
     norm_place: str = "pre"  # pre: x + f(norm(x)), one more norm at the end; post: norm(x + f(x))
@@ -365,16 +367,20 @@ class GPT(nn.Module):
         Args:
             input_ids: (B, T) long; or `inputs_embeds`, (B, T, D).
             attention_mask: (B, past + T), True or 1 = valid; positions then count valid tokens. A (B or 1, 1, T, S) mask,
-                bool or additive, is used as it is.
+                bool or additive, is used as it is; a query that it shows nothing sees everything.
             position_ids: (B, T) long. Without a mask and a past, every restart opens a document that sees only itself.
             cache: keys and values of the `past` tokens; it is extended.
             trace: filled with the input of every layer and the result, n_layers + 1 tensors.
         Raises:
-            InputError: neither or both of ids and embeddings; more positions than were learned.
+            InputError: neither or both of ids and embeddings; more positions than were learned; a cache in training with
+                gradient checkpointing, which would leave it empty.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("input_ids", "given twice" if input_ids is not None else None, "expected ids or inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if cache is not None and self.training and any(block.gradient_checkpointing for block in self.layers):
+            mend = "expected none while gradient checkpointing recomputes the layers: leave it out, or call eval() first"
+            raise InputError("cache", type(cache).__name__, mend)
         past = cache.get_seq_length() if cache is not None else 0
         shared, positions = self._share(x, past, attention_mask, position_ids)
         if self.options.position == "learned":
@@ -416,6 +422,9 @@ class GPT(nn.Module):
             mask = visible(T, past, valid, documents, device)
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, -math.inf)
+        if ready is not None and mask is not None:  # it may hide everything from a padded query, and softmax over nothing is NaN
+            mask = mask.to(dtype)
+            mask = mask.masked_fill((mask <= torch.finfo(dtype).min).all(-1, keepdim=True), 0.0)
         cos, sin = None, None
         if o.position == "rotary":
             assert o.head_dim is not None

@@ -57,6 +57,13 @@ class GPTConfig(PreTrainedConfig, GPTOptions):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.resolve()
+        for field in ("tie_word_embeddings", "use_cache"):
+            if not isinstance(getattr(self, field), bool):
+                raise InputError(field, getattr(self, field), "expected true or false")
+        for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = value if isinstance(value := getattr(self, field), list) else [value]
+            if not all(token is None or isinstance(token, int) for token in ids):
+                raise InputError(field, value, "expected a token's number, or null")
         super().__post_init__(**kwargs)
 
 
@@ -112,7 +119,9 @@ class GPTModel(GPTPreTrainedModel):
         if use_cache is None:
             use_cache = self.config.use_cache
         if self.training and any(block.gradient_checkpointing for block in self.gpt.layers):
-            use_cache, past_key_values = False, None
+            use_cache = False
+            if past_key_values is not None and past_key_values.get_seq_length() == 0:
+                past_key_values = None  # an empty one is only a place to write to
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         trace: list[Tensor] | None = [] if output_hidden_states or self.config.output_hidden_states else None

@@ -8,6 +8,7 @@ on them. `transformers` makes up what a weights file lacks; here that is refused
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.utils import logging
 
 import rlhf_kit.models.hf  # noqa: F401  registers our GPT with the Auto classes
@@ -42,7 +41,7 @@ def load_causal_lm(path: str | Path, *, lora: Lora | None = None, dropout: float
     """A causal LM in fp32, from a stage's directory or a hub name; with a fresh trainable adapter where `lora` is given.
 
     Args:
-        dropout: overrides every dropout probability of the config (RL runs with 0: ALGORITHMS row 3 of any PPO list).
+        dropout: 0 switches every dropout off (RL: two forwards of the same tokens must agree); None leaves the config's.
     Raises:
         InputError: nothing loadable at `path`, or a model with a scalar head.
     """
@@ -66,6 +65,7 @@ def load_scalar_model(
     where `zero_head` (a critic that starts from a language model).
 
     Args:
+        dropout: 0 switches every dropout off, None leaves the config's.
         trained_as: where given, the setting for which only a model that already has its head will do.
     Raises:
         InputError: nothing loadable at `path`, a head with more than one output, or none where one is needed.
@@ -74,6 +74,8 @@ def load_scalar_model(
     fresh = not _has_scalar_head(path, config)
     if fresh and trained_as is not None:
         raise InputError(trained_as, str(path), "expected a reward model: it has no scalar head, and a new one knows nothing")
+    if not isinstance(bias := getattr(config, "score_bias", 0.0), int | float):
+        raise InputError(f"score_bias of {path}", bias, "expected a number in its config.json")
     labels = len(config.id2label or {}) or 1
     if not fresh and labels != 1 and _base_of_adapter(path) is None:
         raise InputError("reward_model.num_labels", labels, f"expected 1: pass a model with a single scalar head, not {path}")
@@ -89,21 +91,33 @@ def load_scalar_model(
 
 
 def reload_weights(model: nn.Module, path: Path) -> None:
-    """Put the weights saved at `path` back into `model`, in place (adapters alone, where it has some)."""
+    """Put the weights saved at `path` back into `model`, in place (adapters alone, where it has some).
+
+    They are read as any model is, because a file may hold them in parts, under other names (experts) or once for two (tied).
+
+    Raises:
+        InputError: the files lack a weight.
+    """
     if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
+        _fill_adapter(model, path)
     else:
-        load_model(model, str(path / "model.safetensors"), strict=False)
+        model.load_state_dict(_whole(type(model), path).state_dict())
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of `model` to 0, modules and config alike."""
+    """Set every dropout probability of `model` to 0: of modules, of numbers that modules hand to functions, of configs."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        _zero_dropout(module)
+
+
+def _zero_dropout(holder: nn.Module | PreTrainedConfig) -> None:
+    for name, value in list(vars(holder).items()):
+        if isinstance(value, PreTrainedConfig):
+            _zero_dropout(value)
+        elif "drop" in name and isinstance(value, float):
+            setattr(holder, name, 0.0)
 
 
 @contextmanager
@@ -145,7 +159,7 @@ def _config(path: str | Path) -> Any:
         return _config(base)
     try:
         return AutoConfig.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a wrong value in the file fails wherever it is first used
         if str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
             reason = "it is not here" if not Path(path).is_dir() else _first_line(error)
         else:
@@ -169,39 +183,63 @@ def _adapter_config(path: str | Path) -> PeftConfig:
 def _has_scalar_head(path: str | Path, config: Any) -> bool:
     if (Path(path) / "adapter_config.json").is_file() and _adapter_config(path).task_type == TaskType.SEQ_CLS:
         return True
-    return any("SequenceClassification" in name for name in (config.architectures or []))
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError("--model", str(path), f"expected a list of names as architectures in its config.json, found {names!r}")
+    return any("SequenceClassification" in name for name in names)
 
 
 def _load(auto: Any, path: str | Path, *, dropout: float | None, **options: Any) -> Any:
+    if dropout not in (None, 0.0):
+        raise InputError("dropout", dropout, "expected 0 (off) or None (as the config has it)")
     base = _base_of_adapter(path)
     try:
         if base is None:
-            with quiet():
-                model, found = auto.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True, **options)
-            lacking = sorted(name for name in found["missing_keys"] if not name.startswith("score."))
-            if lacking:
-                mend = f"expected all weights, {len(lacking)} are missing ({lacking[0]}, ...): save the model again"
-                raise InputError("--model", str(path), mend)
+            new = () if _has_scalar_head(path, _config(path)) else ("score.",)
+            model = _whole(auto, path, new, **options)
         else:
             model = _merged(_load(auto, base, dropout=dropout, **options), path)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
+    except Exception as error:  # a damaged file fails wherever it is first used
         raise InputError("--model", str(path), f"expected sound weights: {_first_line(error)}") from error
     if dropout == 0.0:
         disable_dropout(model)
     return model
 
 
+def _whole(auto: Any, path: str | Path, new: tuple[str, ...] = (), **options: Any) -> Any:
+    """`auto.from_pretrained` in fp32; what it made up, but for names that begin with one of `new`, is refused."""
+    with quiet():
+        model, found = auto.from_pretrained(str(path), dtype=torch.float32, output_loading_info=True, **options)
+    _refuse_lacking(path, [name for name in found["missing_keys"] if not name.startswith(new)])
+    return model
+
+
+def _refuse_lacking(path: str | Path, names: list[str]) -> None:
+    if names:
+        mend = f"expected all weights, {len(names)} are missing ({min(names)}, ...): save the model again"
+        raise InputError("--model", str(path), mend)
+
+
 def _merged(model: Any, path: str | Path) -> Any:
     """`model` with the adapter at `path` added to its weights; an adapter put on it later names `path` as its base."""
     adapter = _adapter_config(path)
     adapter.task_type = None  # a language model's adapter may also start a critic
-    merged = PeftModel.from_pretrained(model, str(path), config=adapter).merge_and_unload()
+    with warnings.catch_warnings(action="ignore"):  # that tensors are missing, which the next line refuses
+        adapted = PeftModel.from_pretrained(model, str(path), config=adapter)
+    _fill_adapter(adapted, path)
+    merged = adapted.merge_and_unload()
     if (offset := Path(path) / SCORE_BIAS).is_file():
         merged.config.score_bias = float(json.loads(offset.read_text(encoding="utf-8")))
     merged.name_or_path = merged.config._name_or_path = str(path)
     return merged
+
+
+def _fill_adapter(model: PeftModel, path: str | Path) -> None:
+    """Put the adapter saved at `path` into that of `model`; peft itself lets what a file lacks stay as it was drawn."""
+    loaded: Any = set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
+    _refuse_lacking(path, [name for name in loaded.missing_keys if "default" in name.split(".")])  # peft's name of the adapter
 
 
 def _add_lora(model: Any, lora: Lora, task: TaskType) -> Any:

@@ -7,6 +7,7 @@ batch; sampling costs one pass over the vocabulary and returns the log-probabili
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -206,7 +207,7 @@ def _checked(
         raise InputError("query_mask row", row, "expected padding on the left only, found a gap")
     if max_new_tokens < 1:
         raise InputError("max_new_tokens", max_new_tokens, "expected at least 1")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise InputError("temperature", temperature, "expected 0 (greedy) or more")
     if top_k < 0:
         raise InputError("top_k", top_k, "expected 0 (off) or more")

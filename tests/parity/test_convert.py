@@ -135,12 +135,15 @@ def test_generation_continues_as_before_the_conversion(tmp_path: Path) -> None:
     assert torch.equal(ours.generate(prompt, do_sample=False), theirs.generate(prompt, do_sample=False))
 
 
-def test_a_score_offset_travels_along() -> None:
+def test_a_score_offset_travels_along_and_its_export_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     theirs = llama(LlamaForSequenceClassification, num_labels=1)
     theirs.config.score_bias = -2.0
     ours, ids = from_transformers(theirs), torch.randint(3, 61, (2, 6))
     assert isinstance(ours, GPTForSequenceClassification)
     torch.testing.assert_close(ours(ids, attention_mask=torch.ones_like(ids)).logits, theirs(ids).logits - 2.0)
+    assert not caplog.text
+    assert torch.equal(to_transformers(ours)(ids).logits, theirs(ids).logits)  # the layout has no place for it
+    assert "config.score_bias is -2, which the exported model does not add" in caplog.text
 
 
 @pytest.mark.parametrize(

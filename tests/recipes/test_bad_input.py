@@ -94,6 +94,16 @@ def test_data_that_cannot_be_read_is_named_by_file_and_line(
         (rows(tmp_path / "table.csv", "a,b"), "table.csv"),
         (tmp_path / "nowhere.jsonl", "nowhere.jsonl"),
     ]
+    damaged = tmp_path / "damaged.jsonl.gz"
+    damaged.write_bytes(gzip.compress(json.dumps(good).encode() * 99)[:12] + bytes(50))
+    half = json.dumps({**good, "id": "\ud83d"})
+    cases += [
+        (damaged, "damaged.jsonl.gz after line 0"),
+        (rows(tmp_path / "half.jsonl", good, half), "half.jsonl line 2, column 'id'"),
+        (rows(tmp_path / "digits.jsonl", good, '{"id": ' + "9" * 5001 + "}"), "digits.jsonl line 2"),
+        (rows(tmp_path / "deep.jsonl", good, "[" * 99_999), "deep.jsonl line 2"),
+        (Path("  "), "data is '  ', expected a file"),
+    ]
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes(json.dumps(good).encode() + b'\n{"text": "caf\xe9"}\n')
     for path, said in [*cases, (latin, "latin.jsonl line 2")]:
@@ -117,6 +127,9 @@ def test_empty_texts_and_wrong_values_are_named_by_column(road: Path, refused: R
         ("reward", [nan], "column 'margin' is nan, expected a finite number"),
         ("reward", [{**PAIR, "margin": "much"}], "column 'margin' is 'much'"),
         ("reward", [{**PAIR, "rejected": "Hi there."}], "kept is 0"),
+        ("sft", [{"text": "Once."}], "column 'text' is 'Once.', expected a chat: pretrain on plain texts"),
+        ("sft", [{"prompt": "Hi.", "completion": "No.", "label": False}], "the answers of all 1 rows are rejected ones"),
+        ("sft", [{"messages": [USER, {**ANSWER, "content": "<|end|>"}]}], "remove the control tokens from the messages"),
         ("ppo", [{"prompt": ""}], "line 1, column 'prompt'"),
     ]
     for stage, records, said in cases:
@@ -245,6 +258,11 @@ def broken_copy(road: Path, target: Path, what: str) -> Path:
         (target / "model.safetensors").unlink()
     elif what == "broken config":
         (target / "config.json").write_text('{"model_type": ')
+    elif what == "a config of other kinds":
+        config = json.loads((target / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps(config | {"architectures": 3, "dtype": "float99"}))
+    elif what == "a tokenizer of other kinds":
+        (target / "tokenizer.json").write_text("[]")
     elif what == "no tokenizer":
         for path in target.glob("token*"):
             path.unlink()
@@ -268,7 +286,9 @@ def broken_copy(road: Path, target: Path, what: str) -> Path:
         ("cut weights", "expected sound weights"),
         ("no weights", "expected sound weights"),
         ("broken config", "config.json"),
+        ("a config of other kinds", "float99"),
         ("no tokenizer", "tokenizer"),
+        ("a tokenizer of other kinds", "whose tokenizer cannot be loaded"),
         ("large vocabulary", "tokens of the tokenizer is 400, expected at most the 300 rows"),
         ("a scalar head", "expected a language model"),
         ("no base", "'runs/gone'"),
@@ -290,7 +310,7 @@ def test_a_model_that_is_not_whole_is_refused_wherever_it_is_asked_for(
     ]
     if what != "a scalar head":
         asked.append(("reward", {"model": path, "data": road / "pairs.jsonl", "output_dir": out}))
-    if what == "no tokenizer":
+    if "tokenizer" in what:
         asked = [entry for entry in asked if entry[1].get("reference") != path]  # the policy's is used
     for recipe, options in asked:
         message = refused(recipe, **options)

@@ -10,12 +10,18 @@ from torch import Tensor, nn
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    PhiConfig,
+    PhiForCausalLM,
 )
 
 from rlhf_kit.errors import InputError
@@ -170,11 +176,43 @@ def test_what_would_be_wrong_is_refused_by_name() -> None:
         scalar_head(build("ours", False, scorer=False))
     with pytest.raises(InputError, match=r"reward_model.num_labels is 2, expected 1"):
         scalar_head(GPTForSequenceClassification(GPTConfig(**OURS, num_labels=2)))
-    cohere = CohereForCausalLM(
-        CohereConfig(**IDS, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    )
-    with pytest.raises(InputError, match=r"model.config.logit_scale is 0\.0625"):
-        output_head(cohere)
     adapted = get_peft_model(LANGUAGE_MODELS["ours"](), LoraConfig(r=2, target_modules=["lm_head"]))
     with pytest.raises(InputError, match=r"model\.lm_head"):
         output_head(adapted)
+
+
+SMALL: dict[str, Any] = IDS | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SMALL |= {"num_key_value_heads": 2, "head_dim": 8}
+FALCON = SMALL | {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_chunk_size": 4}
+TRANSFORMED: dict[str, Callable[[], nn.Module]] = {
+    "a scale": lambda: CohereForCausalLM(CohereConfig(**SMALL)),
+    "a cap": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=30.0)),
+    "a scale of another name": lambda: FalconH1ForCausalLM(FalconH1Config(**FALCON, lm_head_multiplier=0.5)),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMED)
+def test_a_model_whose_logits_are_more_than_its_head_is_refused_whatever_the_option_is_called(kind: str) -> None:
+    model = TRANSFORMED[kind]()
+    with pytest.raises(InputError, match=rf"model.architecture is '{type(model).__name__}', expected logits that are its head"):
+        output_head(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_logits_are_checked_once_and_the_model_is_left_as_it_was(dtype: torch.dtype) -> None:
+    plain = [LANGUAGE_MODELS[name]() for name in LANGUAGE_MODELS]
+    plain += [Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=None)), PhiForCausalLM(PhiConfig(**SMALL))]
+    for model in plain:
+        model.to(dtype).train()
+        runs: list[int] = []
+        model.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))  # type: ignore[misc]
+        state = torch.get_rng_state()
+        for _ in range(2):
+            weight, bias = output_head(model)
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        assert weight is head.weight
+        assert bias is head.bias
+        assert len(runs) == 1
+        assert not head._forward_hooks
+        assert all(module.training for module in model.modules())
+        assert torch.equal(torch.get_rng_state(), state)

@@ -276,8 +276,11 @@ def test_wrong_input_is_refused_by_name() -> None:
         "a gap": dict(m=torch.tensor([[True, False, True, True, True]]).expand(3, 5)),
         "max_new_tokens": dict(max_new_tokens=0),
         "temperature": dict(temperature=-1.0),
+        "temperature is nan": dict(temperature=float("nan")),
+        "temperature is inf": dict(temperature=float("inf")),
         "top_k": dict(top_k=-1),
         "top_p": dict(top_p=0.0),
+        "top_p is nan": dict(top_p=float("nan")),
         "one conversation": dict(on_token=print),
     }.items():
         with pytest.raises(InputError, match=match):

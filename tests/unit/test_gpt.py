@@ -290,6 +290,32 @@ def test_a_ready_made_mask_of_four_dimensions_is_used_as_it_is() -> None:
     assert torch.equal(gpt(tokens, attention_mask=additive, position_ids=position_ids), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hidden", ["bool", "-inf", "the lowest number of fp32", "the lowest number of its own"])
+def test_a_ready_made_mask_that_hides_everything_from_a_padded_query_changes_no_other(dtype: torch.dtype, hidden: str) -> None:
+    gpt, tokens = make(dtype).eval(), ids(2, 5)
+    mask = torch.tensor([[False, False, True, True, True], [True] * 5])
+    seen = visible(5, 0, mask, None, torch.device("cpu")) & mask[:, None, :, None]
+    ready = seen
+    if hidden != "bool":
+        kind = torch.float32 if "fp32" in hidden else dtype
+        lowest = -torch.inf if hidden == "-inf" else torch.finfo(kind).min
+        ready = torch.zeros(seen.shape, dtype=kind).masked_fill(~seen, lowest)
+    position_ids = (mask.long().cumsum(1) - 1).clamp_min(0)
+    states = gpt(tokens, attention_mask=ready, position_ids=position_ids)
+    assert bool(states.isfinite().all())
+    assert torch.equal(states[mask], gpt(tokens, attention_mask=mask)[mask])
+
+
+def test_a_cache_in_training_with_checkpointing_is_refused() -> None:
+    gpt = make().train()
+    for block in gpt.layers:
+        block.gradient_checkpointing = True
+    with pytest.raises(InputError, match="cache is 'ListCache', expected none"):
+        gpt(ids(1, 3), cache=ListCache())
+    assert gpt.eval()(ids(1, 3), cache=ListCache()).shape == (1, 3, 32)
+
+
 def test_ids_and_embeddings_exclude_each_other() -> None:
     gpt, tokens = make(), ids(1, 3)
     assert torch.equal(gpt(inputs_embeds=gpt.embed_tokens(tokens)), gpt(tokens))

@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    DynamicCache,
     StaticCache,
 )
 
@@ -154,8 +155,11 @@ def _greedy(model: GPTForCausalLM, prompt: Tensor, steps: int) -> list[int]:
 
 @KINDS
 @pytest.mark.parametrize("how", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=["dynamic", "static", "none"])
-def test_greedy_generation_from_left_padded_prompts_equals_decoding_each_alone(kind: dict[str, Any], how: dict[str, Any]) -> None:
-    model = GPTForCausalLM(config(eos_token_id=None, **kind)).eval()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_generation_from_left_padded_prompts_equals_decoding_each_alone(
+    kind: dict[str, Any], how: dict[str, Any], dtype: torch.dtype
+) -> None:
+    model = GPTForCausalLM(config(eos_token_id=None, **kind)).to(dtype).eval()
     prompts = [ids(1, n)[0] for n in (2, 5, 3)]
     tokens, mask = torch.zeros(3, 5, dtype=torch.long), torch.zeros(3, 5, dtype=torch.long)
     for i, prompt in enumerate(prompts):
@@ -208,6 +212,18 @@ def test_gradient_checkpointing_is_switched_by_transformers_and_changes_nothing(
         torch.testing.assert_close(weight.grad, gradient, rtol=tolerance, atol=tolerance / 10)
     model.gradient_checkpointing_disable()
     assert not model.is_gradient_checkpointing
+
+
+def test_a_filled_cache_in_training_with_checkpointing_is_refused_and_an_empty_one_stays_empty() -> None:
+    model, tokens = GPTForCausalLM(config()).train(), ids(2, 6)
+    past = model(tokens[:, :4]).past_key_values
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(InputError, match="cache is 'DynamicCache', expected none while gradient checkpointing"):
+        model(tokens[:, 4:], past_key_values=past)
+    empty = DynamicCache(config=model.config)
+    assert torch.equal(model(tokens, past_key_values=empty).logits, model(tokens).logits)
+    assert empty.get_seq_length() == 0
+    assert model.eval()(tokens[:, 4:], past_key_values=past).logits.shape == (2, 2, 50)
 
 
 def test_lora_moves_only_its_own_weights_and_merges_to_the_same_logits(tmp_path: Path) -> None:

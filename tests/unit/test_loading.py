@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 from transformers.utils import logging
 
 from rlhf_kit.errors import InputError
@@ -140,11 +153,96 @@ def test_the_best_weights_come_back_in_place(lora: Lora | None, tmp_path: Path) 
     assert torch.equal(logits(model), best)
 
 
+def moe() -> Qwen2MoeForCausalLM:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(vocab_size=23, num_experts=4, num_experts_per_tok=2, **sizes, **heads))
+
+
+@pytest.mark.parametrize("make", [ours, gpt2, moe, lambda: ours(tie_word_embeddings=False)])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "4KB"])
+def test_weights_come_back_under_whatever_names_and_in_however_many_files_they_were_saved(
+    make: Any, max_shard_size: str, tmp_path: Path
+) -> None:
+    model = trained(make())
+    best = [weight.clone() for weight in model.parameters()]
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 or max_shard_size == "5GB"
+    trained(model)
+    reload_weights(model, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), best, strict=True))
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_weights_that_are_missing_when_the_best_come_back_are_refused(lora: Lora | None, tmp_path: Path) -> None:
+    model = load_causal_lm(save(ours(), tmp_path / "base"), lora=lora)
+    path = save(model, tmp_path / "best")
+    without(path, "layers.1.")
+    with pytest.raises(InputError, match=r"expected all weights, 1 are missing \(.*layers\.1\."):
+        reload_weights(model, path)
+
+
+def without(path: Path, part: str) -> None:
+    """Take one tensor whose name holds `part` out of the weights at `path`."""
+    (file,) = path.glob("*.safetensors")
+    weights = load_file(file)
+    del weights[next(name for name in weights if part in name)]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_a_trained_head_that_is_missing_is_not_made_up(tmp_path: Path) -> None:
+    path = save(trained(load_scalar_model(save(ours(), tmp_path / "base"))), tmp_path / "reward")
+    without(path, "score.")
+    for options in ({}, {"zero_head": True}, {"trained_as": "--reward"}):
+        with pytest.raises(InputError, match=r"expected all weights, 1 are missing \(score\.weight"):
+            load_scalar_model(path, **options)
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "score"])
+def test_an_adapter_that_lacks_tensors_is_refused_by_name(part: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = save(trained(load_scalar_model(save(ours(), tmp_path / "base"), lora=Lora(rank=2))), tmp_path / "reward")
+    without(path, part)
+    with pytest.raises(InputError, match=rf"--model is .*reward', expected (all weights, 1 are missing|sound weights).*{part}"):
+        load_scalar_model(path)
+    assert not [warning for warning in recwarn if "missing" in str(warning.message)]  # said once
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"architectures": 3}, "expected a list of names as architectures in its config.json, found 3"),
+        ({"architectures": [3]}, "expected a list of names as architectures"),
+        ({"architectures": "GPTForCausalLM"}, "expected a list of names as architectures"),
+        ({"dtype": "float99"}, "float99"),
+        ({"id2label": 3}, "expected a model directory"),
+        ({"quantization_config": 3}, "expected a model directory"),
+        ({"d_model": "wide"}, "d_model is 'wide'"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', expected true or false"),
+        ({"eos_token_id": "x"}, "eos_token_id is 'x', expected a token's number"),
+        (3, "expected a model directory"),
+    ],
+)
+def test_a_config_with_values_of_the_wrong_kind_is_one_error(wrong: Any, said: str, tmp_path: Path) -> None:
+    path = save(ours(), tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | wrong if isinstance(wrong, dict) else wrong))
+    for load in (load_causal_lm, load_scalar_model):
+        with pytest.raises(InputError, match=r"^--model is '.*model', ") as error:
+            load(path)
+        assert said in str(error.value)
+
+
+def test_a_score_offset_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = save(load_scalar_model(save(ours(), tmp_path / "base")), tmp_path / "reward")
+    config = json.loads((path / "config.json").read_text()) | {"score_bias": "x"}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"score_bias of .*reward is 'x', expected a number"):
+        load_scalar_model(path)
+
+
 def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
     path = save(ours(), tmp_path / "model")
-    weights = load_file(path / "model.safetensors")
-    del weights[next(name for name in weights if "layers.1." in name)]
-    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    without(path, "layers.1.")
     for load in (load_causal_lm, load_scalar_model):
         with pytest.raises(InputError, match=r"expected all weights, 1 are missing \(model\.gpt\.layers\.1\."):
             load(path)
@@ -204,11 +302,45 @@ def test_ids_and_positions_that_a_model_lacks_are_refused() -> None:
             check_fits(model, Words(range(23)), longest=33)
 
 
-def test_dropout_is_off_in_modules_and_attention_alike() -> None:
-    for model in (ours(dropout=0.5), gpt2()):
-        disable_dropout(model)
-        model.train()
-        assert torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
+def bloom() -> BloomForCausalLM:
+    return BloomForCausalLM(
+        BloomConfig(vocab_size=23, hidden_size=16, n_layer=2, n_head=2, hidden_dropout=0.5, attention_dropout=0.5)
+    )
+
+
+def falcon() -> FalconForCausalLM:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return FalconForCausalLM(FalconConfig(vocab_size=23, **sizes, hidden_dropout=0.5, attention_dropout=0.5, alibi=False))
+
+
+def opt() -> OPTForCausalLM:
+    sizes = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "word_embed_proj_dim": 16}
+    return OPTForCausalLM(OPTConfig(vocab_size=23, max_position_embeddings=32, **sizes, dropout=0.5, layerdrop=0.5))
+
+
+@pytest.mark.parametrize("make", [lambda: ours(dropout=0.5), gpt2, bloom, falcon, opt])
+def test_dropout_is_off_wherever_a_model_keeps_it_and_in_its_config(make: Any) -> None:
+    model = make().train()
+    assert not torch.equal(logits_in_training(model), logits_in_training(model))
+    disable_dropout(model)
+    assert torch.equal(logits_in_training(model), logits_in_training(model))
+    kept = {name: value for name, value in vars(model.config).items() if "drop" in name and isinstance(value, float)}
+    assert kept
+    assert not any(kept.values())
+
+
+def logits_in_training(model: Any) -> torch.Tensor:
+    return model.train()(input_ids=IDS).logits
+
+
+def test_a_loaded_model_keeps_its_dropout_or_has_none(tmp_path: Path) -> None:
+    path = save(ours(dropout=0.5), tmp_path / "model")
+    assert load_causal_lm(path).config.dropout == 0.5
+    assert load_causal_lm(path, dropout=0.0).config.dropout == 0.0
+    assert load_scalar_model(path, dropout=0.0).config.dropout == 0.0
+    for load in (load_causal_lm, load_scalar_model):
+        with pytest.raises(InputError, match=r"dropout is 0\.1, expected 0 \(off\) or None"):
+            load(path, dropout=0.1)
 
 
 def test_loading_is_quiet_and_leaves_the_settings_as_they_were(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

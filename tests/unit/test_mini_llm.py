@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from rlhf_kit.config import run_recipe
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY = {"d_model": 16, "n_heads": 2, "n_layers": 2, "sequence_length": 16, "batch_size": 4, "vocab_size": 300}
 TINY |= {"large_vocab": 400, "held_out": 10, "generate": (4,)}
@@ -117,6 +119,39 @@ def test_peak_memory_counts_the_logits_of_the_whole_batch(mini_llm: Any) -> None
     grown = (peaks[1][0] - peaks[0][0]) * 1e6 - 16 * (peaks[1][1] - peaks[0][1])  # weights, gradients, two moments
     logits = 4 * 16 * 4000 * 4
     assert 1.5 * logits < grown < 6 * logits  # log-softmax and its gradient at least
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--d_model 18", "--d_model is 18, expected a multiple of 2 n_heads (4)"),
+        ("--d_model 0", "--d_model is 0, expected at least 1"),
+        ("--n_layers 0", "--n_layers is 0, expected at least 1"),
+        ("--n_heads 0", "--n_heads is 0, expected at least 1"),
+        ("--held_out 0", "--held_out is 0, expected at least 1"),
+        ("--held_out 1 --sequence_length 500", "--held_out is 1, expected enough stories for a row of 500 tokens"),
+        ("--batch_size 0", "--batch_size is 0, expected at least 1"),
+        ("--steps 0", "--steps is 0, expected at least 1"),
+        ("--sequence_length 1", "--sequence_length is 1, expected at least 9"),
+        ("--vocab_size 20", "vocab_size is 20, expected 300 to"),
+        ("--generate 0", "--generate is (0,), expected lengths of 1 or more"),
+        ("--json {}/none/result.json", "--json is '{}/none/result.json', expected a file in a folder that can be written"),
+        ("--json {}/file/result.json", "--json is '{}/file/result.json', expected a file in a folder"),
+        ("--json {}", "--json is '{}', expected a file in a folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    mini_llm: Any, flags: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    given = {f"--{name}": str(value) for name, value in (TINY | {"steps": 2, "generate": 4}).items()}
+    words = flags.format(tmp_path).split()
+    given |= dict(zip(words[::2], words[1::2]))
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(mini_llm.main, mini_llm.MiniLLMConfig, [word for pair in given.items() for word in pair])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said.format(tmp_path) in line
 
 
 def test_the_comparison_writes_what_its_page_documents(mini_llm: Any, tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ TREE = {
 }
 
 
+def _tree(**changes):
+    return {"prompt": {"text": "Q", "role": "prompter", "replies": []} | changes}
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer(["the cat sat on the mat, and the dog sat on the cat " * 20], 300)
@@ -240,7 +244,14 @@ def test_rows_come_from_compressed_lines_parquet_and_saved_datasets_alike(tmp_pa
         ),
         (load_preferences, {"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")}, r"column 'margin' is nan"),
         (load_prompts, {"prompt": [user("q"), assistant("a")]}, r"column 'prompt' is .*, expected a user message at the end"),
+        (load_preferences, {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 10**400}, r"column 'margin' is 1000"),
         (load_prompts, {"completion": "a"}, r"line 2: columns is \['completion'\], expected prompt"),
+        (load_sft, {"text": "Once upon a time."}, r"column 'text' is 'Once.*', expected a chat: pretrain on plain texts"),
+        (load_sft, _tree(replies="x"), r"column 'prompt': replies is 'x', expected messages whose rank is a number"),
+        (load_sft, _tree(replies=[1]), r"column 'prompt': replies is \[1\]"),
+        (load_sft, _tree(replies={"rank": 1}), r"column 'prompt': replies is {'rank': 1}"),
+        (load_sft, _tree(replies=[{"role": "assistant", "rank": "1"}] * 2), r"column 'prompt': replies is .*'rank': '1'"),
+        (load_sft, _tree(role=["prompter"]), r"column 'prompt' is .*, expected an OpenAssistant message"),
     ],
 )
 def test_a_wrong_row_is_named_by_line_and_column(file, load, row, message):
@@ -253,6 +264,103 @@ def test_a_wrong_row_is_named_by_line_and_column(file, load, row, message):
 def test_an_empty_file_is_an_error(file):
     with pytest.raises(InputError, match=r"data\.jsonl: rows is 0, expected at least one"):
         load_sft(file())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (r'{"prompt": "q", "completion": "\ud83d"}', r"line 2, column 'completion' is .*\\ud83d.*, expected no lone surrogate"),
+        (r'{"prompt": "q", "completion": "a", "\uDE00": 1}', r"line 2, column '\\ude00' is"),
+        (r'{"prompt": "q", "completion": [{"x": "\ude00\ud83d"}]}', r"line 2, column 'completion' is"),
+        ('{"prompt": ' + "9" * 5001 + "}", r"line 2 is .*, expected JSON \(Exceeds the limit"),
+        ('{"prompt": ' + "[" * 200_000 + "]" * 200_000 + "}", r"line 2 is .*, expected JSON \(maximum recursion"),
+    ],
+)
+def test_a_line_that_only_json_can_hold_is_named(file, line, said):
+    path = file({"prompt": "q", "completion": "a \U0001f600"}, {"prompt": "q", "completion": "a"})
+    assert load_sft(path)[0]["messages"][1]["content"] == "a \U0001f600"  # two escaped halves are a character
+    path.write_text(path.read_text().splitlines()[0] + "\n" + line + "\n")
+    with pytest.raises(InputError, match=rf"^data\.jsonl {said}"):
+        load_sft(path)
+
+
+@pytest.mark.parametrize("depth", [500, 900, 1_100, 5_000])
+def test_however_deep_a_row_is_nested_the_error_is_one_line(tmp_path, depth):
+    (tmp_path / "data.jsonl").write_text('{"messages": ' + "[" * depth + "]" * depth + "}\n")
+    with pytest.raises(InputError, match=r"^data\.jsonl line 1"):
+        load_sft(tmp_path / "data.jsonl")
+
+
+def test_answers_that_are_rejected_or_silent_are_no_demonstrations_and_are_counted(file, caplog):
+    unpaired = [{"prompt": "q", "completion": "good", "label": True}, {"prompt": "q", "completion": "bad", "label": False}]
+    silent = {"prompt": "q", "chosen": "", "rejected": "bad"}
+    records = load_sft(file(*unpaired, silent))
+    assert [record["messages"] for record in records] == [[user("q"), assistant("good")]]
+    assert "2 rows left out, whose answers are labelled false or empty" in caplog.text
+    assert len(load_preferences(file(silent))) == 1
+    with pytest.raises(InputError, match=r"demonstrations is 0, expected one: the answers of all 2 rows are rejected ones"):
+        load_sft(file(unpaired[1], silent))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(file):
+    path = file({"prompt": "q", "completion": "a"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(load_sft(path)) == 1
+
+
+def test_what_a_folder_holds_beside_rows_is_named(file, tmp_path, caplog):
+    path = file({"prompt": "q", "completion": "a"})
+    assert len(load_sft(tmp_path)) == 1
+    assert not caplog.text
+    (tmp_path / "more.json").write_text("[]")
+    (tmp_path / "part.jsonl.zst").write_bytes(b"")
+    (tmp_path / "old").mkdir()
+    (tmp_path / ".cache").mkdir()
+    assert len(load_sft(tmp_path)) == 1
+    assert "more.json, old/, part.jsonl.zst not read" in caplog.text
+    path.unlink()
+    with pytest.raises(InputError, match=r"is \['more.json', 'old/', 'part.jsonl.zst'\], expected files"):
+        load_sft(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["", " "])
+def test_no_source_is_not_the_current_directory(file, monkeypatch, source):
+    monkeypatch.chdir(file({"prompt": "q", "completion": "a"}).parent)
+    with pytest.raises(InputError, match=r"data is ' ?', expected a file, a folder or the name"):
+        load_sft(source)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("data-00000-of-00001.arrow", _cut),
+        ("data-00000-of-00001.arrow", lambda path: path.unlink()),
+        ("dataset_info.json", lambda path: path.write_text("{")),
+        ("dataset_info.json", lambda path: path.write_text("[]")),
+        ("dataset_info.json", lambda path: path.unlink()),
+        ("state.json", lambda path: path.unlink()),
+        ("state.json", lambda path: path.write_text("{}")),
+    ],
+)
+def test_a_damaged_saved_dataset_is_one_error(tmp_path, name, damage):
+    Dataset.from_list([{"messages": [user(f"q{i}"), assistant("a")]} for i in range(300)]).save_to_disk(str(tmp_path / "saved"))
+    damage(tmp_path / "saved" / name)
+    with pytest.raises(InputError, match=r"saved is .*, expected a whole folder of save_to_disk"):
+        load_sft(tmp_path / "saved")
+
+
+def test_a_stream_that_breaks_off_is_one_error(monkeypatch):
+    def stream(*_, **__):
+        yield {"prompt": "q", "completion": "a"}
+        raise ConnectionError("the line went dead\nat once")
+
+    monkeypatch.setattr("datasets.load_dataset", stream)
+    with pytest.raises(InputError, match=r"^someone/data after row 1 is 'the line went dead', expected a dataset"):
+        load_sft("someone/data")
 
 
 def test_labels_are_the_ids_of_the_assistants_tokens(tokenizer):
@@ -282,6 +390,17 @@ def test_cut_and_untrainable_demonstrations_are_counted(tokenizer, caplog):
 def test_nothing_left_to_train_on_is_an_error(tokenizer):
     with pytest.raises(InputError, match="raise max_length"):
         sft_examples([{"messages": [user("the cat"), assistant("sat")]}], tokenizer, 3)
+
+
+def test_the_mend_for_nothing_left_fits_its_cause(tokenizer):
+    spelt = {"messages": [user("<|end|>"), assistant("sat")]}
+    with pytest.raises(InputError, match=r"'control_tokens': 1}: remove the control tokens from the messages$"):
+        sft_examples([spelt], tokenizer, 20)
+    with pytest.raises(InputError, match=r": raise max_length from 3 tokens, remove the control tokens from the messages$"):
+        sft_examples([spelt, {"messages": [user("the cat"), assistant("sat")]}], tokenizer, 3)
+    same = {"prompt": [user("the cat")], "chosen": [assistant("sat")], "rejected": [assistant("sat")]}
+    with pytest.raises(InputError, match=r": give pairs whose answers differ$"):
+        preference_examples([same], tokenizer, 20)
 
 
 def test_a_pair_holds_prompt_and_answer_up_to_the_stop_token(tokenizer):

@@ -156,12 +156,13 @@ def test_texts_are_read_from_parquet_and_from_a_saved_dataset(tmp_path):
     assert list(read_texts(tmp_path / "saved", column="body")) == TEXTS
 
 
-def test_texts_are_read_from_a_folder_of_all_kinds(tmp_path):
+def test_texts_are_read_from_a_folder_of_all_kinds_and_the_rest_is_named(tmp_path, caplog):
     _write_jsonl(tmp_path / "b.jsonl.gz", [{"text": "from json"}])
     Dataset.from_dict({"text": ["from parquet"]}).to_parquet(str(tmp_path / "c.parquet"))
     (tmp_path / "a.txt").write_text("from text\n")
     (tmp_path / "README.md").write_text("not a text of the corpus")
     assert list(read_texts(tmp_path)) == ["from text", "from json", "from parquet"]
+    assert "README.md not read" in caplog.text
     (tmp_path / "b.jsonl.gz").unlink()
     (tmp_path / "c.parquet").unlink()
     assert list(read_texts(tmp_path)) == ["from text"]
@@ -191,6 +192,7 @@ def test_a_long_plain_text_is_cut_at_a_blank_line_and_nothing_is_lost(tmp_path):
         ('{"body": "x"}', r"a\.jsonl line 2, column 'text' is None, expected a text: the columns are \['body'\]"),
         ('{"text": "  "}', r"a\.jsonl line 2, column 'text' is '  ', expected a text that is not empty"),
         ('{"text": 3}', r"a\.jsonl line 2, column 'text' is 3, expected a text"),
+        ('{"text": "Gr\\ud83d"}', r"a\.jsonl line 2, column 'text' is .*, expected no lone surrogate '\\ud83d'"),
         ('{"text": "x"', r"a\.jsonl line 2 is .*, expected JSON \(Expecting ',' delimiter at column 13\)"),
         ("[1, 2]", r"a\.jsonl line 2 is \[1, 2\], expected a JSON object"),
     ],
@@ -217,6 +219,17 @@ def test_a_truncated_archive_is_refused_by_name(tmp_path, name):
         list(read_texts(path))
 
 
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
+def test_a_damaged_archive_is_refused_by_name(tmp_path, at):
+    path = _write_jsonl(tmp_path / "a.jsonl.gz", [{"text": np.random.default_rng(i).bytes(50).hex()} for i in range(2_000)])
+    data = bytearray(path.read_bytes())
+    start = int(at * len(data))
+    data[start : start + 200] = bytes(200)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz"):
+        list(read_texts(path))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.xz", "a.parquet"])
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, name):
     (tmp_path / name).write_text("plain text, not an archive")
@@ -233,6 +246,18 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path, monkeypatch, name, mess
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message):
         list(read_texts(name))
+
+
+def test_no_source_is_not_the_current_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InputError, match="data is '', expected a file"):
+        list(read_texts(""))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n")
+    assert list(read_texts(tmp_path / "a.txt")) == ["one\n\ufefftwo"]
 
 
 def test_an_empty_text_file_is_named(tmp_path):

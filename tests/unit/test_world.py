@@ -11,6 +11,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
+from rlhf_kit.config import run_recipe
 from rlhf_kit.data.world import (
     Annotators,
     attributes,
@@ -24,7 +25,7 @@ from rlhf_kit.data.world import (
     utility,
     write_answer,
 )
-from rlhf_kit.data.world.__main__ import main
+from rlhf_kit.data.world.__main__ import WorldConfig, main
 from rlhf_kit.data.world.gold import GUARDS, MEAN, STD, WEIGHTS, read_story
 from rlhf_kit.data.world.lexicon import CHARACTERS, OBJECTS, PLACES
 from rlhf_kit.data.world.notation import sentences, vivid_words
@@ -90,6 +91,29 @@ def test_pretraining_stories_keep_the_held_out_combinations_out():
     assert len(announced) > 200
     assert len(told) > 600
     assert not any(held_out(*combination) for combination in told)
+
+
+def told(text):
+    """Hero, object and place of the one story in `text`, or None where it does not say all three."""
+    facts = read_story(text).facts
+    return (facts["hero"], facts["obj"], facts["named_place"]) if {"hero", "obj", "named_place"} <= facts.keys() else None
+
+
+def test_answers_that_stray_or_are_spoiled_tell_no_held_out_story():
+    sound = [row["messages"][1]["content"] for row in instructions(1500, seed=4)]
+    sound += [row[side][0]["content"] for row in preferences(700, seed=4, flaw_rate=0.3) for side in ("chosen", "rejected")]
+    rng = random.Random(4)
+    flawed = [(answer, spoil(question, answer, rng)) for question, answer in zip(QUESTIONS, AVERAGE, strict=True)]
+    second = [text[len(answer) + 1 :] for answer, text in flawed if text.startswith(answer + " ")]  # running on
+    combinations = [combination for text in [*sound, *(text for _, text in flawed), *second] if (combination := told(text))]
+    assert sum(told(text) is not None for text in second) > 100
+    assert len(combinations) > 2500
+    assert not any(held_out(*combination) for combination in combinations)
+
+
+def test_who_asks_for_a_held_out_story_is_told_it():
+    questions = asked(100, split="heldout")
+    assert all(told(text) == read_request(q)[:3] for q, text in zip(questions, answers(questions, on_topic=True)) if told(text))
 
 
 def test_one_combination_in_ten_is_held_out():
@@ -381,23 +405,8 @@ def test_flaws_appear_in_preferences_at_their_rate_and_never_in_instructions():
 
 
 def test_the_command_line_writes_the_five_files(tmp_path, capsys):
-    main(
-        [
-            "--out",
-            str(tmp_path),
-            "--stories",
-            "30",
-            "--sft",
-            "20",
-            "--preference",
-            "10",
-            "--prompts",
-            "12",
-            "--heldout",
-            "5",
-            "--seed",
-            "3",
-        ]
+    run_recipe(
+        main, WorldConfig, f"--out {tmp_path} --stories 30 --sft 20 --preference 10 --prompts 12 --heldout 5 --seed 3".split()
     )
     counts = {path.name: len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
     assert counts == {
@@ -409,3 +418,23 @@ def test_the_command_line_writes_the_five_files(tmp_path, capsys):
     }
     assert [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").open()] == list(stories(30, 3))
     assert "corpus.jsonl: 30 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--temperature 0", "annotators.temperature is 0.0, expected a positive number"),
+        ("--temperature .nan", "temperature is"),
+        ("--sft -3", "--sft is -3, expected at least 0"),
+        ("--heldout -1", "--heldout is -1, expected at least 0"),
+        ("--stories many", "--stories is 'many', expected int"),
+        ("--out {}/file/below", "--out is '{}/file/below', expected a folder that can be written"),
+    ],
+)
+def test_the_command_line_refuses_in_one_line(flags, said, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(main, WorldConfig, f"--out {tmp_path / 'out'} {flags.format(tmp_path)}".split())
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said.format(tmp_path) in line

@@ -7,8 +7,8 @@ for pretraining, `instructions` for SFT, `preferences` for the reward model, `pr
 
 from rlhf_kit.data.world.annotators import Annotators, Choice
 from rlhf_kit.data.world.gold import attributes, gold_scores, utility
-from rlhf_kit.data.world.rows import held_out, instructions, preferences, prompts, spoil, stories
-from rlhf_kit.data.world.writer import RATES, write_answer
+from rlhf_kit.data.world.rows import instructions, preferences, prompts, spoil, stories
+from rlhf_kit.data.world.writer import RATES, held_out, write_answer
 
 __all__ = [
     "RATES",

@@ -1,68 +1,62 @@
-"""`python -m rlhf_kit.data.world --out DIR`: writes the world's datasets as JSON lines."""
+"""Write the world's datasets as JSON lines: corpus, sft, preference, prompts and prompts_heldout.
+
+python -m rlhf_kit.data.world --out DIR
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.world.annotators import Annotators
 from rlhf_kit.data.world.rows import instructions, preferences, prompts, stories
+from rlhf_kit.errors import InputError
 
 
-def write_world(
-    out: Path,
-    *,
-    n_stories: int = 20000,
-    n_sft: int = 4000,
-    n_preference: int = 8000,
-    n_prompts: int = 4000,
-    n_heldout: int = 512,
-    seed: int = 0,
-    annotators: Annotators | None = None,
-) -> dict[str, int]:
-    """Writes corpus, sft, preference, prompts and prompts_heldout as `.jsonl` into `out`; returns their row counts."""
-    files: dict[str, Iterable[dict]] = {
-        "corpus.jsonl": ({"text": text} for text in stories(n_stories, seed)),
-        "sft.jsonl": instructions(n_sft, seed),
-        "preference.jsonl": preferences(n_preference, seed, annotators),
-        "prompts.jsonl": prompts(n_prompts, seed),
-        "prompts_heldout.jsonl": prompts(n_heldout, seed, split="heldout"),
-    }
-    out.mkdir(parents=True, exist_ok=True)
+@dataclass
+class WorldConfig:
+    """Where to, and how much."""
+
+    out: Path  # folder to write to, made if it is not there
+    stories: int = 20_000  # documents in corpus.jsonl
+    sft: int = 4_000  # rows in sft.jsonl
+    preference: int = 8_000  # pairs in preference.jsonl
+    prompts: int = 4_000  # rows in prompts.jsonl
+    heldout: int = 512  # rows in prompts_heldout.jsonl
+    temperature: float = Annotators.temperature  # noise of the simulated annotators
+    seed: int = 0
+
+
+def main(config: WorldConfig) -> dict[str, int]:
+    """Write the files; returns their row counts.
+
+    Raises:
+        InputError: a negative count, annotators that cannot be, a folder that cannot be written.
+    """
+    check_least(config, stories=0, sft=0, preference=0, prompts=0, heldout=0)
+    annotators = Annotators(temperature=config.temperature, seed=config.seed)
     counts = {}
-    for name, rows in files.items():
-        with (out / name).open("w", encoding="utf-8") as file:
-            counts[name] = sum(1 for row in rows if file.write(json.dumps(row) + "\n"))
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        files: dict[str, Iterable[dict]] = {
+            "corpus.jsonl": ({"text": text} for text in stories(config.stories, config.seed)),
+            "sft.jsonl": instructions(config.sft, config.seed),
+            "preference.jsonl": preferences(config.preference, config.seed, annotators),
+            "prompts.jsonl": prompts(config.prompts, config.seed),
+            "prompts_heldout.jsonl": prompts(config.heldout, config.seed, split="heldout"),
+        }
+        for name, rows in files.items():
+            with (config.out / name).open("w", encoding="utf-8") as file:
+                counts[name] = sum(1 for row in rows if file.write(json.dumps(row) + "\n"))
+            print(f"{config.out / name}: {counts[name]} rows")
+    except OSError as error:
+        mend = f"expected a folder that can be written ({error.strerror}): choose another, or make room"
+        raise InputError("--out", str(config.out), mend) from error
     return counts
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m rlhf_kit.data.world", description="Write the generated world's datasets.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to, made if it is not there")
-    parser.add_argument("--stories", type=int, default=20000, help="documents in corpus.jsonl")
-    parser.add_argument("--sft", type=int, default=4000, help="rows in sft.jsonl")
-    parser.add_argument("--preference", type=int, default=8000, help="pairs in preference.jsonl")
-    parser.add_argument("--prompts", type=int, default=4000, help="rows in prompts.jsonl")
-    parser.add_argument("--heldout", type=int, default=512, help="rows in prompts_heldout.jsonl")
-    parser.add_argument("--temperature", type=float, default=Annotators.temperature, help="noise of the simulated annotators")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(arguments)
-    counts = write_world(
-        args.out,
-        n_stories=args.stories,
-        n_sft=args.sft,
-        n_preference=args.preference,
-        n_prompts=args.prompts,
-        n_heldout=args.heldout,
-        seed=args.seed,
-        annotators=Annotators(temperature=args.temperature, seed=args.seed),
-    )
-    for name, count in counts.items():
-        print(f"{args.out / name}: {count} rows")
-
-
 if __name__ == "__main__":
-    main()
+    run_recipe(main, WorldConfig)

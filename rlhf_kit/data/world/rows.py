@@ -1,19 +1,19 @@
 """The datasets of the world: pretraining text, instructions, preferences and prompts, each an endless stream cut at `n`.
 
 Requests are split by what they combine (character, object, place): one combination in ten is held out of everything that is
-trained on, pretraining stories included, so that held-out prompts ask for stories nobody has told.
+trained on, pretraining stories and answers that stray from their topic included, so that held-out prompts ask for stories
+nobody has told.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from random import Random
 from typing import Literal
 
 from rlhf_kit.data.world.annotators import Annotators
 from rlhf_kit.data.world.lexicon import BREAKABLE, CHARACTERS, OBJECTS, PLACES, PLOTS, Character
-from rlhf_kit.data.world.writer import Request, write_answer, write_story
+from rlhf_kit.data.world.writer import Request, held_out, write_answer, write_story
 
 Split = Literal["train", "heldout"]
 Messages = list[dict[str, str]]
@@ -46,11 +46,6 @@ _QUESTIONS = (
     (("Describe the {place}.", "What is the {place} like?"), "{scenery}"),
     (("What can you do with {thing}?", "What is {thing} good for?"), "You can use {thing} to {use}."),
 )
-
-
-def held_out(hero: str, thing: str, place: str) -> bool:
-    """Whether stories of this combination are kept for evaluation (one in ten, by a fixed hash)."""
-    return zlib.crc32(f"{hero}|{thing}|{place}".encode()) % 10 == 0
 
 
 def _draw(rng: Random, split: Split) -> tuple[str, str, str, str]:

@@ -7,6 +7,7 @@ quality of the answer (its attributes) is drawn at random unless it is asked for
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
@@ -28,6 +29,11 @@ class Request(NamedTuple):
     thing: str | None
     place: str | None
     plot: str | None
+
+
+def held_out(hero: str, thing: str, place: str) -> bool:
+    """Whether stories of this combination are kept for evaluation (one in ten, by a fixed hash)."""
+    return zlib.crc32(f"{hero}|{thing}|{place}".encode()) % 10 == 0
 
 
 @cache
@@ -219,11 +225,11 @@ def _other(rng: Random, words: list[str], than: str) -> str:
     return rng.choice([w for w in words if w != than])
 
 
-def _new_story(request: Request, rng: Random, *, on_topic: bool, tone: str, details: int) -> _Story:
+def _subject(request: Request, rng: Random, on_topic: bool) -> tuple[Character, str, str | None]:
+    """Hero, object and place of one story, for better or worse those of `request`."""
     hero = CHARACTERS[request.hero or rng.choice(list(CHARACTERS))]
     thing = request.thing or rng.choice(list(OBJECTS))
     place: str | None = request.place or rng.choice(list(PLACES))
-    plot = request.plot or rng.choice(list(PLOTS))
     if not on_topic:  # the ways an answer strays
         stray = rng.random()
         if stray < 0.1:
@@ -232,6 +238,16 @@ def _new_story(request: Request, rng: Random, *, on_topic: bool, tone: str, deta
             thing = _other(rng, list(OBJECTS), thing)
         if 0.1 <= stray < 0.2 or stray >= 0.5:
             place = None if rng.random() < 0.5 else _other(rng, list(PLACES), place or "")
+    return hero, thing, place
+
+
+def _new_story(request: Request, rng: Random, *, on_topic: bool, tone: str, details: int) -> _Story:
+    asked_for = bool(request.hero and request.thing and request.place and held_out(request.hero, request.thing, request.place))
+    while True:  # a story that is held out is told only to whom has asked for one
+        hero, thing, place = _subject(request, rng, on_topic)
+        if asked_for or place is None or not held_out(hero.name, thing, place):
+            break
+    plot = request.plot or rng.choice(list(PLOTS))
     if plot == "broken" and thing not in BREAKABLE:
         plot = "lost"
     friend = CHARACTERS[hero.best_friend if rng.random() < 0.3 else _other(rng, list(CHARACTERS), hero.name)]
@@ -251,7 +267,8 @@ def write_answer(
 ) -> str:
     """A story that answers `prompt`. Each attribute is present (True), absent (False), or drawn with its rate in `RATES` (None).
 
-    The attributes are those of `gold.attributes`, drawn independently of one another.
+    The attributes are those of `gold.attributes`, drawn independently of one another. Where it strays from its topic, it
+    strays to no combination that is held out, unless `prompt` itself asks for one.
     """
     wanted = {"on_topic": on_topic, "happy_ending": happy_ending, "dialogue": dialogue, "vivid": vivid, "warm": warm}
     has = {name: rng.random() < RATES[name] if value is None else value for name, value in wanted.items()}
