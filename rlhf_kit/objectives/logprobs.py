@@ -32,7 +32,7 @@ def linear_logprobs(
     targets: Tensor,
     bias: Tensor | None = None,
     *,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     with_entropy: bool = True,
     entropy_grad: bool = False,
     chunk_rows: int | None = None,
@@ -45,6 +45,7 @@ def linear_logprobs(
     Args:
         hidden: (N, D), weight: (V, D), bias: (V,) or None; those that need no gradient cost none.
         targets: (N,) long.
+        temperature: that of the sampler; None where there was none, for the model's own distribution to the last digit.
         with_entropy: False saves a pass and returns zeros for the entropy.
         entropy_grad: True for an entropy bonus; otherwise the entropy is detached.
         chunk_rows: rows whose logits exist at once; chosen for the device if None.
@@ -55,13 +56,13 @@ def linear_logprobs(
     """
     check_head(hidden, weight, targets, bias, chunk_rows)
     check_targets(targets, len(weight))
-    if not temperature > 0:
+    if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature is {temperature}, expected more than 0: greedy answers have no gradient")
     if entropy_grad and not with_entropy:
         raise ValueError("entropy_grad is True, expected False where with_entropy is False")
     dtype = matmul_dtype(hidden, weight)
     rows = chunk_rows or default_chunk_rows(len(weight), dtype, hidden.device)
-    scale = 1.0 / (temperature + 1e-7)
+    scale = 1.0 if temperature is None else 1.0 / (temperature + 1e-7)
     return _LinearLogprobs.apply(
         hidden, weight, bias, targets, scale, with_entropy, entropy_grad, dtype, rows, torch.is_grad_enabled()
     )
@@ -74,7 +75,7 @@ def response_logprobs(
     response_mask: Tensor,
     bias: Tensor | None = None,
     *,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     with_entropy: bool = True,
     entropy_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:

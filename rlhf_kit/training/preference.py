@@ -152,7 +152,8 @@ def answer_logps(model: nn.Module, ids: Tensor, mask: Tensor, answer: Tensor) ->
     """
     states = hidden_states(model, ids, mask)
     weight, bias = output_head(model)
-    logprobs, _ = response_logprobs(states[:, :-1], weight, ids[:, 1:], answer[:, 1:], bias, with_entropy=False)
+    targets, mask = ids[:, 1:], answer[:, 1:]
+    logprobs, _ = response_logprobs(states[:, :-1], weight, targets, mask, bias, temperature=None, with_entropy=False)
     return logprobs.sum(1)
 
 

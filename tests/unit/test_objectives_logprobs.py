@@ -177,3 +177,13 @@ def test_what_does_not_fit_is_refused_by_name():
         response_logprobs(torch.zeros(2, 3, 5), weight.float(), ids, mask.long())
     with pytest.raises(ValueError, match="response_mask has shape"):
         response_logprobs(torch.zeros(2, 3, 5), weight.float(), ids, mask[:1])
+
+
+def test_without_a_sampler_the_distribution_is_the_models_own_to_the_last_digit():
+    hidden, weight = torch.randn(5, 8, dtype=torch.float64, requires_grad=True), torch.randn(11, 8, dtype=torch.float64)
+    targets = torch.arange(5)
+    expected = (hidden @ weight.T).log_softmax(1)[targets, targets]
+    found, _ = linear_logprobs(hidden, weight, targets, temperature=None)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    grads = [torch.autograd.grad(x.sum(), hidden)[0] for x in (found, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-13, atol=1e-14)
