@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 from trl.experimental.cpo.cpo_trainer import CPOTrainer
 from trl.experimental.orpo import orpo_trainer
 from trl.experimental.orpo.orpo_trainer import ORPOTrainer
@@ -295,3 +296,12 @@ def test_at_the_start_trl_calls_every_tie_wrong():
     _, metrics = dpo_loss(model, language_model(), examples, "sigmoid")
     _, stats = on_pairs(model, language_model(), examples, "dpo")
     assert (metrics["rewards/accuracies"], stats["rewards/accuracies"]) == (0.0, 0.5)
+
+
+def test_a_model_of_transformers_has_trls_loss_and_gradients():
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    model, reference = (GPT2LMHeadModel(GPT2Config(**shape, **dropout)).double().train() for _ in range(2))
+    want, _ = dpo_loss(model, reference, rows(), "sigmoid")
+    assert_same(on_pairs(model, reference, rows(), "dpo", beta=0.3)[0], want, model)
