@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from rlhf_kit.config import check_least, read_yaml
 from rlhf_kit.data import records, world
+from rlhf_kit.data.feedback import load_feedback, unpair
 from rlhf_kit.data.shards import read_texts
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.errors import InputError
@@ -120,6 +121,11 @@ def demonstrations(data: str, *, count: int, seed: int, split: Split = "train") 
 def preferences(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:
     """`{"prompt": [...], "chosen": [...], "rejected": [...]}` records."""
     return world.preferences(count, seed, split=split) if data == "world" else records.load_preferences(data)
+
+
+def feedback(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:
+    """`{"prompt": [...], "completion": [...], "label": bool}` records; `count` pairs of the world are twice as many."""
+    return unpair(world.preferences(count, seed, split=split)) if data == "world" else load_feedback(data)
 
 
 def prompts(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:

@@ -44,13 +44,35 @@ class LMBatch(Record):
 
 @dataclass
 class PreferenceBatch(Record):
-    """Pairs of whole sequences (prompt + answer), the people's choice first; padded on the right."""
+    """Pairs of whole sequences (prompt + answer), the people's choice first; padded on the right.
+
+    The `answer`s are what the policy wrote and is trained on (DPO and its relatives); a reward model needs none.
+    """
 
     chosen_ids: Tensor  # (B, T) long
     chosen_mask: Tensor  # (B, T) bool
     rejected_ids: Tensor  # (B, U) long
     rejected_mask: Tensor  # (B, U) bool
     margin: Tensor | None = None  # (B,) float
+    chosen_answer: Tensor | None = None  # (B, T) bool, True on the assistant's tokens after the prompt, its stop token included
+    rejected_answer: Tensor | None = None  # (B, U) bool
+
+
+@dataclass
+class FeedbackBatch(Record):
+    """Single answers that people liked or did not (KTO), each with an answer to another prompt; padded on the right.
+
+    `kl_ids` are the prompts of `input_ids`, followed by the answers of other rows: how far the policy has moved there is
+    the point from which KTO counts. A row whose `kl_answer` is all False has no such partner.
+    """
+
+    input_ids: Tensor  # (B, T) long
+    attention_mask: Tensor  # (B, T) bool
+    answer: Tensor  # (B, T) bool, True on the assistant's tokens after the prompt, its stop token included
+    desirable: Tensor  # (B,) bool
+    kl_ids: Tensor  # (B, U) long
+    kl_mask: Tensor  # (B, U) bool
+    kl_answer: Tensor  # (B, U) bool
 
 
 @dataclass

@@ -3,8 +3,8 @@
 Steps count from 0 over the whole run; `epoch = step // steps_per_epoch`. What a step holds is decided for all ranks
 together, then dealt out, so it does not depend on how many there are, and every rank gets the same number of
 micro-batches. Where the data do not suffice for that, a rank gets a batch that counts for nothing: labels all IGNORE
-(LMBatch), masks all False (PreferenceBatch). The last step of an epoch may be smaller than `batch_size`; nothing is
-dropped unless `drop_last`.
+(LMBatch), masks all False (PreferenceBatch, FeedbackBatch). The last step of an epoch may be smaller than `batch_size`;
+nothing is dropped unless `drop_last`.
 
 Padding costs as much as data, so examples meet others of their length: the shuffled epoch is cut into stretches of
 at most `BUCKET_STEPS` steps, each stretch is sorted by length and cut into steps, and the steps are shuffled.
@@ -297,6 +297,10 @@ class PreferenceBatches:
         _positive(micro_batch_size=micro_batch_size)
         self.micro_batch_size, self.pad_id = micro_batch_size, pad_id
         self._chosen, self._rejected = _Flat([e.chosen for e in examples]), _Flat([e.rejected for e in examples])
+        self._answers = [
+            _Flat([_answer(e.chosen, e.chosen_answer, e.prompt_length) for e in examples]),
+            _Flat([_answer(e.rejected, e.rejected_answer, e.prompt_length) for e in examples]),
+        ]
         margins = [e.margin for e in examples]
         self._margins = None if all(m is None for m in margins) else torch.tensor([m or 0.0 for m in margins])
         self._epochs = _Epochs(np.maximum(self._chosen.lengths, self._rejected.lengths), batch_size, seed, drop_last)
@@ -310,10 +314,17 @@ class PreferenceBatches:
     def _pairs(self, group: np.ndarray) -> PreferenceBatch:
         index = group if len(group) else np.zeros(1, dtype=np.int64)
         sides = [side.gather(index, self.pad_id) for side in (self._chosen, self._rejected)]
+        answers = [answer.gather(index, 0)[0].bool() for answer in self._answers]
         if not len(group):
             sides = [(torch.full((1, 1), self.pad_id), torch.zeros(1, 1, dtype=torch.bool)) for _ in sides]
+            answers = [mask.clone() for _, mask in sides]
         margin = None if self._margins is None else self._margins[torch.from_numpy(index)] * float(len(group) > 0)
-        return PreferenceBatch(*sides[0], *sides[1], margin=margin)
+        return PreferenceBatch(*sides[0], *sides[1], margin, *answers)
+
+
+def _answer(ids: np.ndarray, answer: np.ndarray | None, prompt_length: int) -> np.ndarray:
+    """(n,) bool: what the assistant wrote, which is all that follows the prompt unless it is said otherwise."""
+    return np.arange(len(ids)) >= prompt_length if answer is None else answer
 
 
 class PromptBatches:

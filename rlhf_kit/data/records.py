@@ -350,12 +350,21 @@ class EncodingStats:
 
 @dataclass
 class PreferenceExample:
-    """A pair as whole sequences; the first `prompt_length` tokens of both are the prompt."""
+    """A pair as whole sequences; the first `prompt_length` tokens of both are the prompt.
+
+    An answer of several turns holds words of others, too: the masks say what the assistant wrote.
+    """
 
     chosen: np.ndarray  # (n,) int32
     rejected: np.ndarray  # (m,) int32
     prompt_length: int
     margin: float | None = None
+    chosen_answer: np.ndarray | None = None  # (n,) bool, the assistant's tokens after the prompt; None: all after the prompt
+    rejected_answer: np.ndarray | None = None  # (m,) bool
+
+    def __len__(self) -> int:
+        """Tokens of the longer side."""
+        return max(len(self.chosen), len(self.rejected))
 
 
 @dataclass
@@ -412,14 +421,12 @@ def preference_examples(
     for record in records:
         try:
             prompt = encode_prompt(tokenizer, record["prompt"])
-            sides = [encode_chat(tokenizer, [*record["prompt"], *record[column]])[0] for column in ("chosen", "rejected")]
+            chats = [encode_chat(tokenizer, [*record["prompt"], *record[column]]) for column in ("chosen", "rejected")]
         except ControlTokenError:
             stats.control_tokens += 1
             continue
-        if any(side[: len(prompt)] != prompt for side in sides):
-            raise InputError(
-                "chat_template", record["prompt"][-1]["content"], "whose prompt is not a prefix of its answered chat"
-            )
+        sides = [ids for ids, _ in chats]
+        check_prefix(record, prompt, *sides)
         if max(map(len, sides)) > max_length:
             stats.too_long += 1
         elif sides[0] == sides[1]:
@@ -427,11 +434,18 @@ def preference_examples(
         else:
             stats.kept += 1
             stats.tokens += sum(map(len, sides))
-            stats.trained_tokens += sum(len(side) - len(prompt) for side in sides)
+            answers = [np.asarray(mask) & (np.arange(len(mask)) >= len(prompt)) for _, mask in chats]
+            stats.trained_tokens += sum(int(answer.sum()) for answer in answers)
             chosen, rejected = (np.asarray(side, dtype=np.int32) for side in sides)
-            examples.append(PreferenceExample(chosen, rejected, len(prompt), record.get("margin")))
+            examples.append(PreferenceExample(chosen, rejected, len(prompt), record.get("margin"), *answers))
     stats.report("comparisons", max_length)
     return examples, stats
+
+
+def check_prefix(record: Record, prompt: list[int], *answered: list[int]) -> None:
+    """Refuse a chat template under which the tokens of a prompt do not open those of its answered chats."""
+    if any(ids[: len(prompt)] != prompt for ids in answered):
+        raise InputError("chat_template", record["prompt"][-1]["content"], "whose prompt is not a prefix of its answered chat")
 
 
 def prompt_examples(

@@ -163,6 +163,8 @@ def stage_figures(stage: StageRun, run: Run) -> str:
     own = figure("Loss (nats a token)", _both(stage, "loss"), caption, settle=True)
     if stage.kind == "reward":
         own = _reward_model(stage, run)
+    elif stage.kind == "preference":
+        own = _preference(stage)
     return own + GRADIENT.draw(stage) + LEARNING_RATE.draw(stage)
 
 
@@ -183,6 +185,21 @@ def _reward_model(stage: StageRun, run: Run) -> str:
         + figure("Accuracy", _both(stage, "accuracy"), right, percent, guide=guide)
         + _calibration(stage.evaluation.get("calibration") or run.find("calibration"))
         + figure("Margin", _both(stage, "margin"), margin)
+    )
+
+
+def _preference(stage: StageRun) -> str:
+    loss = "It should fall and flatten. Held out rising while training falls means overfitting: one pass is often enough."
+    right = f"How often the chosen answer gains more than the rejected one; 50{THIN}% is guessing."
+    margin = "What the chosen answer gained less what the rejected one did. It grows with confidence, right or wrong."
+    level = "Both often fall together: the policy learns what not to say. Falling fast, it forgets how to answer."
+    sides = [Series("chosen", *stage.curve("train/logps/chosen"), smooth=True)]
+    sides.append(Series("rejected", *stage.curve("train/logps/rejected"), colour=2, smooth=True))
+    return (
+        figure("Loss", _both(stage, "loss"), loss, settle=True)
+        + figure("Accuracy", _both(stage, "rewards/accuracies"), right, percent)
+        + figure("Margin", _both(stage, "rewards/margins"), margin)
+        + figure("Log-probability of the answers", sides, level)
     )
 
 

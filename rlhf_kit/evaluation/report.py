@@ -168,10 +168,13 @@ def _win_tile(run: Run) -> str:
 
 
 def _language_tiles(run: Run) -> list[str]:
-    """What stands at the top where nothing but text was learned."""
+    """What stands at the top where no reward model and no win rate was measured."""
     tiles, stage = [], run.stages[-1]
     loss, density, baselines = stage.last("eval/loss"), run.find("bits_per_byte"), run.find("baselines")
-    if loss is not None:
+    if stage.kind == "preference":
+        margin = stage.last("eval/rewards/margins")
+        tiles += [_tile("Held-out margin", number(margin), "", _result(stage))] if margin is not None else []
+    elif loss is not None:
         tiles.append(_tile("Held-out loss", number(loss), "nats a token", f"perplexity {number(math.exp(min(loss, 99)))}"))
     if is_number(density):
         beside = (
@@ -222,6 +225,10 @@ def _result(stage: StageRun) -> str:
     if stage.kind == "reward":
         accuracy = _interval(stage.evaluation.get("accuracy")) or _interval(stage.last("eval/accuracy"))
         return f"{percent(accuracy['estimate'])} of held-out pairs right" if accuracy else "no held-out accuracy"
+    if stage.kind == "preference":
+        right, margin = stage.last("eval/rewards/accuracies"), stage.last("eval/rewards/margins")
+        parts = [f"{percent(right)} of held-out pairs right"] if right is not None else []
+        return ", ".join(parts + ([f"held-out margin {number(margin)}"] if margin is not None else [])) or "nothing held out"
     loss, word = (stage.last("eval/loss"), "held-out loss")
     if loss is None:
         loss, word = stage.last("train/loss"), "training loss"

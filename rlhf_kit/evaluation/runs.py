@@ -22,7 +22,7 @@ import yaml
 
 from rlhf_kit.errors import InputError
 
-_ORDER = ("pretrain", "sft", "reward", "ppo")
+_ORDER = ("pretrain", "sft", "reward", "dpo", "ppo")
 
 
 def is_number(value: Any) -> bool:
@@ -37,6 +37,7 @@ def title_of(name: str) -> str:
         "sft": "Supervised fine-tuning",
         "reward": "Reward model",
         "pairs": "Answer pairs",
+        "dpo": "DPO",
         "evaluate": "Evaluation",
     }
     return known.get(name.lower(), (name[:1].upper() + name[1:]).replace("_", " "))
@@ -66,10 +67,12 @@ class StageRun:
 
     @property
     def kind(self) -> str:
-        """What the stage learned, told by what it logged: `online`, `reward` or `lm`."""
+        """What the stage learned, told by what it logged: `online`, `preference`, `reward` or `lm`."""
         keys = {key for row in self.metrics for key in row}
         if "objective/kl" in keys or "objective/scores" in keys:
             return "online"
+        if keys & {"eval/rewards/margins", "train/rewards/margins"}:
+            return "preference"
         return "reward" if keys & {"eval/accuracy", "train/accuracy"} or "calibration" in self.evaluation else "lm"
 
     @property
@@ -77,6 +80,8 @@ class StageRun:
         """The stage's name for people."""
         if self.kind == "online" and self.name.lower() in ("ppo", "rloo", "online"):
             return str(self.config.get("algorithm") or self.name).upper()
+        if self.kind == "preference" and self.name.lower() == "dpo":
+            return str(self.config.get("loss") or self.name).upper()
         return title_of(self.name)
 
     @property
@@ -182,7 +187,7 @@ def _with_times(run: Run) -> Run:
 def _place(stage: StageRun) -> tuple[int, str]:
     name = stage.name.lower()
     known = next((i for i, word in enumerate(_ORDER) if word in name), None)
-    return (known if known is not None else {"lm": 1, "reward": 2, "online": 3}[stage.kind]), name
+    return (known if known is not None else {"lm": 1, "reward": 2, "preference": 3, "online": 4}[stage.kind]), name
 
 
 def _existing(path: Path) -> Path:

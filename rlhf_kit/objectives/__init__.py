@@ -13,7 +13,7 @@ from rlhf_kit.objectives.advantages import (
 )
 from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, exact_kl, kl_estimate, kl_loss, shape_rewards
 from rlhf_kit.objectives.language_model import language_model_loss, linear_cross_entropy, shift_labels
-from rlhf_kit.objectives.logprobs import linear_logprobs
+from rlhf_kit.objectives.logprobs import linear_logprobs, padded_logprobs
 from rlhf_kit.objectives.policy import (
     aggregate_units,
     clipped_surrogate,
@@ -21,20 +21,28 @@ from rlhf_kit.objectives.policy import (
     truncated_importance_weights,
     value_loss,
 )
+from rlhf_kit.objectives.preference import LOSSES, Answers, PreferenceLoss, dpo, hinge, ipo, kto, orpo, robust_dpo, simpo
 from rlhf_kit.objectives.reward_model import pairwise_loss
 
 __all__ = [
+    "LOSSES",
     "AdaptiveKL",
+    "Answers",
     "FixedKL",
+    "PreferenceLoss",
     "aggregate_units",
     "clipped_surrogate",
     "discounted_returns",
+    "dpo",
     "exact_kl",
     "explained_variance",
     "gae",
     "group_normalise",
+    "hinge",
+    "ipo",
     "kl_estimate",
     "kl_loss",
+    "kto",
     "language_model_loss",
     "leave_one_out",
     "linear_cross_entropy",
@@ -42,10 +50,14 @@ __all__ = [
     "masked_mean",
     "masked_var",
     "masked_whiten",
+    "orpo",
+    "padded_logprobs",
     "pairwise_loss",
     "reinforce_plus_plus",
+    "robust_dpo",
     "shape_rewards",
     "shift_labels",
+    "simpo",
     "token_weights",
     "truncated_importance_weights",
     "value_loss",

@@ -23,6 +23,7 @@ from rlhf_kit.objectives.chunked import (
     softmax_dtype,
     softmax_spans,
 )
+from rlhf_kit.objectives.shapes import check_mask, check_rank, check_shapes
 
 
 def linear_logprobs(
@@ -31,7 +32,7 @@ def linear_logprobs(
     targets: Tensor,
     bias: Tensor | None = None,
     *,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     with_entropy: bool = True,
     entropy_grad: bool = False,
     chunk_rows: int | None = None,
@@ -44,6 +45,7 @@ def linear_logprobs(
     Args:
         hidden: (N, D), weight: (V, D), bias: (V,) or None; those that need no gradient cost none.
         targets: (N,) long.
+        temperature: that of the sampler; None where there was none, for the model's own distribution to the last digit.
         with_entropy: False saves a pass and returns zeros for the entropy.
         entropy_grad: True for an entropy bonus; otherwise the entropy is detached.
         chunk_rows: rows whose logits exist at once; chosen for the device if None.
@@ -54,16 +56,56 @@ def linear_logprobs(
     """
     check_head(hidden, weight, targets, bias, chunk_rows)
     check_targets(targets, len(weight))
-    if not temperature > 0:
+    if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature is {temperature}, expected more than 0: greedy answers have no gradient")
     if entropy_grad and not with_entropy:
         raise ValueError("entropy_grad is True, expected False where with_entropy is False")
     dtype = matmul_dtype(hidden, weight)
     rows = chunk_rows or default_chunk_rows(len(weight), dtype, hidden.device)
-    scale = 1.0 / (temperature + 1e-7)
+    scale = 1.0 if temperature is None else 1.0 / (temperature + 1e-7)
     return _LinearLogprobs.apply(
         hidden, weight, bias, targets, scale, with_entropy, entropy_grad, dtype, rows, torch.is_grad_enabled()
     )
+
+
+def padded_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+    bias: Tensor | None = None,
+    *,
+    temperature: float | None = 1.0,
+    with_entropy: bool = True,
+    entropy_grad: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`linear_logprobs` of padded responses; padding is never computed.
+
+    Args:
+        hidden: (B, R, D), the states that predict the response tokens (one position before each).
+        weight, bias: (V, D) and (V,) or None, the output head.
+        response_ids: (B, R) long, response_mask: (B, R) bool.
+    Returns:
+        logprobs, entropy: (B, R), zero where the mask is False.
+    Raises:
+        ValueError: as `linear_logprobs`.
+    """
+    check_rank(3, hidden=hidden)
+    check_mask(response_mask, "response_mask")
+    check_shapes(response_ids=response_ids, response_mask=response_mask)
+    if hidden.shape[:2] != response_ids.shape:
+        raise ValueError(f"hidden has shape {tuple(hidden.shape)}, expected {(*response_ids.shape, hidden.shape[2])}")
+    flat = linear_logprobs(
+        hidden[response_mask],
+        weight,
+        response_ids[response_mask],
+        bias,
+        temperature=temperature,
+        with_entropy=with_entropy,
+        entropy_grad=entropy_grad,
+    )
+    logprobs, entropy = (x.new_zeros(response_mask.shape).masked_scatter(response_mask, x) for x in flat)
+    return logprobs, entropy
 
 
 class _LinearLogprobs(torch.autograd.Function):

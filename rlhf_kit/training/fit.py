@@ -74,15 +74,17 @@ def evaluate(stage: Stage, batches: Batches, accelerator: Accelerator, limit: in
     training = stage.training
     stage.eval()
     sums: dict[str, Tensor] = {}
+    rank, world = accelerator.process_index, accelerator.num_processes
     for step in range(min(batches.steps_per_epoch, limit or batches.steps_per_epoch)):
-        for batch in batches.micro_batches(step, accelerator.process_index, accelerator.num_processes):
-            batch = batch.to(accelerator.device)
+        micro_batches = [b.to(accelerator.device) for b in batches.micro_batches(step, rank, world)]
+        with accelerator.autocast():
+            stage.begin_step(micro_batches, accelerator)
+        for batch in micro_batches:
             with accelerator.autocast():
                 loss, stats = stage(batch)
             _accumulate(sums, {"loss": loss, "units": stage.units(batch), **stats})
     stage.train(training)
-    totals = reduce_sum(accelerator, sums)
-    return {f"eval/{name}": value / max(totals["units"], 1.0) for name, value in totals.items() if name != "units"}
+    return {f"eval/{name}": value for name, value in stage.means(reduce_sum(accelerator, sums)).items()}
 
 
 def fit(
@@ -157,6 +159,8 @@ def fit(
 
             # 2. Forward and backward; gradients are averaged over ranks by DDP, hence `* world`.
             seed_everything_for_step(config.seed, step, rank)
+            with accelerator.autocast():
+                raw.begin_step(micro_batches, accelerator)
             sums: dict[str, Tensor] = {"units": count}
             for i, batch in enumerate(micro_batches):
                 with no_sync(accelerator, stage, enabled=i + 1 < len(micro_batches)):
@@ -190,7 +194,7 @@ def fit(
             done = step + 1
             if done % config.log_every == 0 or done == steps:
                 totals = reduce_sum(accelerator, window)
-                means = {f"train/{k}": v / max(totals["units"], 1.0) for k, v in totals.items() if k != "units"}
+                means = {f"train/{name}": value for name, value in raw.means(totals).items()}
                 means |= {"lr": config.learning_rate * factor, "grad_norm": norm, "train/skipped_steps": skipped}
                 metrics.log(done, means, units=totals["units"])
                 window = {}

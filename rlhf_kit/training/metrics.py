@@ -28,6 +28,8 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 SHOWN = (
     "train/loss",
     "train/accuracy",
+    "train/rewards/accuracies",
+    "train/rewards/margins",
     "objective/scores",
     "objective/kl",
     "response/length",

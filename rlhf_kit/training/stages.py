@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf_kit.batches import IGNORE, LMBatch, PreferenceBatch
@@ -31,6 +32,9 @@ class Stage(nn.Module):
         super().__init__()
         self.model = model
 
+    def begin_step(self, micro_batches: list[Any], accelerator: Accelerator) -> None:
+        """Called before the forwards of a step, on all ranks: for what the loss must know of the step as a whole (KTO)."""
+
     def units(self, batch: Any) -> Tensor:
         """() long: how many terms the batch's loss is a sum of; 0 for a batch that only keeps the ranks in step."""
         raise TypeError("a stage defines units(batch)")
@@ -38,6 +42,10 @@ class Stage(nn.Module):
     def forward(self, batch: Any) -> tuple[Tensor, Stats]:
         """`(loss summed over units, statistics summed over units)`."""
         raise TypeError("a stage defines forward(batch)")
+
+    def means(self, totals: dict[str, float]) -> dict[str, float]:
+        """What is reported of the sums of `forward`, `loss` and `units` over all ranks: each a unit."""
+        return {name: value / max(totals["units"], 1.0) for name, value in totals.items() if name != "units"}
 
 
 class LanguageModelling(Stage):

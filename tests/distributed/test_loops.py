@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from benchmarks.closed_form import LENGTH, VOCAB, WorldPrompts
 from rlhf_kit.batches import Rollout
 from rlhf_kit.data.batching import ExampleBatches, PreferenceBatches, PromptBatches
+from rlhf_kit.data.feedback import FeedbackBatches, FeedbackExample
 from rlhf_kit.data.records import PreferenceExample, PromptExample
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.models.loading import Lora, load_causal_lm
@@ -26,6 +27,7 @@ from rlhf_kit.training.fit import FitConfig, fit
 from rlhf_kit.training.online import Learner, online, rollout_stats, tensor_reducer, update
 from rlhf_kit.training.online_config import OnlineConfig
 from rlhf_kit.training.optim import make_optimizer
+from rlhf_kit.training.preference import FeedbackOptimisation, PreferenceOptimisation
 from rlhf_kit.training.stages import LanguageModelling, RewardModelling
 
 EOS = 7
@@ -69,6 +71,13 @@ def pairs(count: int) -> list[PreferenceExample]:
     return [PreferenceExample(chosen=a, rejected=b, margin=0.1, prompt_length=1) for a, b in made]
 
 
+def judged(count: int) -> list[FeedbackExample]:
+    """The answers of `pairs`, judged alone: two to each of the prompts."""
+    texts = [side[1:] for pair in pairs(count) for side in (pair.chosen, pair.rejected)][:count]
+    prompts = [np.full(1, 1 + i // 2 % 6, dtype=np.int32) for i in range(count)]
+    return [FeedbackExample(p, t, np.ones(len(t), dtype=bool), i % 2 == 0) for i, (p, t) in enumerate(zip(prompts, texts))]
+
+
 def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten().double() for p in model.parameters()])
 
@@ -92,20 +101,27 @@ def run_fit(kind: str, path: Path, rows: int = 24, double: bool = True, **change
         model: Any = language_model(tie_word_embeddings=False)
         stage: Any = LanguageModelling(model)
         train, held_out = (ExampleBatches(examples(n, seed), **common) for n, seed in ((rows, 0), (10, 9)))
-    else:
+    elif kind == "reward":
         model = scalar_model()
         stage = RewardModelling(model, center_coef=0.1)
         train, held_out = (PreferenceBatches(pairs(n), **common) for n in (rows, 10))
+    else:
+        model = language_model(tie_word_embeddings=False)
+        stage = FeedbackOptimisation(model) if kind == "kto" else PreferenceOptimisation(model, kind)
+        train, held_out = (
+            FeedbackBatches(judged(n), **common) if kind == "kto" else PreferenceBatches(pairs(n), **common) for n in (rows, 10)
+        )
     if double:
-        model.double()
+        stage.double()
     fit(stage, train, config, make_accelerator(), tokenizer=Saves(), eval_batches=held_out)
     return weights(model)
 
 
-@pytest.mark.parametrize("kind", ["language", "reward"])
+@pytest.mark.parametrize("kind", ["language", "reward", "dpo", "orpo", "kto"])
 def test_one_process_of_eight_is_two_of_four_is_two_of_two_twice(kind: str, run_ranks: Any, tmp_path: Path) -> None:
     whole = run_fit(kind, tmp_path / "1x8")
     keys = ["train/loss", "grad_norm"] + ["train/accuracy", "train/margin"] * (kind == "reward")
+    keys += ["train/rewards/margins"] * (kind in ("dpo", "orpo", "kto")) + ["train/kl", "train/logps/rejected"] * (kind == "kto")
     for micro, name in ((4, "2x4"), (2, "2x2x2")):
         first, second = run_ranks(lambda rank, micro=micro, name=name: run_fit(kind, tmp_path / name, micro_batch_size=micro))
         assert torch.equal(first, second)
@@ -117,7 +133,7 @@ def test_one_process_of_eight_is_two_of_four_is_two_of_two_twice(kind: str, run_
             np.testing.assert_allclose(logged(tmp_path / name, key), logged(tmp_path / "1x8", key), rtol=2e-6)
 
 
-@pytest.mark.parametrize("kind", ["language", "reward"])
+@pytest.mark.parametrize("kind", ["language", "reward", "dpo", "orpo", "kto"])
 def test_a_rank_that_is_left_without_rows_keeps_step_and_counts_for_nothing(kind: str, run_ranks: Any, tmp_path: Path) -> None:
     """Nine rows in steps of eight: the second step holds one, and one rank gets none."""
     whole = run_fit(kind, tmp_path / "one", rows=9)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes import evaluate, export, ppo, pretrain, reward, sample_pairs, sft, tokenizer
+from recipes import dpo, evaluate, export, ppo, pretrain, reward, sample_pairs, sft, tokenizer
 from rlhf_kit.config import parse_config
 
 CONFIGS = {
@@ -38,6 +38,14 @@ CONFIGS = {
         reward,
         reward.RewardConfig,
         {"max_steps": 5, "batch_size": 8, "micro_batch_size": 4, "eval_every": 3, "save_every": 2, "log_every": 1},
+    ),
+    "dpo": (
+        dpo,
+        dpo.DPOConfig,
+        {
+            "max_steps": 5, "batch_size": 8, "micro_batch_size": 4, "eval_every": 3, "save_every": 2, "log_every": 1,
+            "learning_rate": 1e-3,
+        },
     ),
     "ppo": (
         ppo,
@@ -89,6 +97,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_main("sft", model=out / "pretrain", output_dir=out / "sft")
     run_main("sample_pairs", model=out / "sft", output=out / "pairs.jsonl")
     run_main("reward", model=out / "sft", data=out / "pairs.jsonl", output_dir=out / "reward")
+    run_main("dpo", model=out / "sft", data=out / "pairs.jsonl", output_dir=out / "dpo")
     run_main("ppo", model=out / "sft", reward=out / "reward", output_dir=out / "ppo")
     run_main("ppo", model=out / "sft", reward=out / "reward", output_dir=out / "rloo", algorithm="rloo", group_size=2)
     run_main(

@@ -69,7 +69,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 # ---- data ---------------------------------------------------------------------------------------------------------
 
 GOOD = {"text": "Once."}, {"messages": [USER, ANSWER]}, PAIR, {"prompt": "Hello."}
-STAGES = list(zip(("pretrain", "sft", "reward", "ppo"), GOOD))
+STAGES = [*zip(("pretrain", "sft", "reward", "ppo"), GOOD), ("dpo", PAIR)]
 
 
 def reads(stage: str, road: Path) -> dict[str, Any]:
@@ -130,11 +130,29 @@ def test_empty_texts_and_wrong_values_are_named_by_column(road: Path, refused: R
         ("sft", [{"text": "Once."}], "column 'text' is 'Once.', expected a chat: pretrain on plain texts"),
         ("sft", [{"prompt": "Hi.", "completion": "No.", "label": False}], "the answers of all 1 rows are rejected ones"),
         ("sft", [{"messages": [USER, {**ANSWER, "content": "<|end|>"}]}], "remove the control tokens from the messages"),
+        ("dpo", [{**PAIR, "rejected": "Hi there."}], "kept is 0"),
         ("ppo", [{"prompt": ""}], "line 1, column 'prompt'"),
     ]
     for stage, records, said in cases:
         path = rows(tmp_path / "data.jsonl", *records)
         assert said in refused(stage, **reads(stage, road), data=path, output_dir=tmp_path / "out"), said
+
+
+def test_judged_answers_that_teach_nothing_are_named(road: Path, refused: Refused, tmp_path: Path) -> None:
+    judged = {"prompt": "Hello.", "completion": "Hi there.", "label": True}
+    cases = [
+        ([judged, judged], "column 'label' is True, in every row"),
+        ([judged, {**judged, "label": 0}], "line 2, column 'label' is 0, expected true"),
+        ([judged, {**judged, "completion": ""}], "line 2, column 'completion' is ''"),
+        ([judged, {"prompt": "Hello.", "completion": "No."}], "expected prompt + completion + label, or chosen + rejected"),
+    ]
+    for records, said in cases:
+        path = rows(tmp_path / "data.jsonl", *records)
+        assert said in refused("dpo", loss="kto", model=road / "sft", data=path, output_dir=tmp_path / "out"), said
+    both = rows(tmp_path / "data.jsonl", judged, {**judged, "label": False})
+    assert "batch_size is 1, expected 2 or more" in refused(
+        "dpo", loss="kto", model=road / "sft", data=both, batch_size=1, eval_fraction=0.0, output_dir=tmp_path / "out"
+    )
 
 
 def test_a_corpus_of_one_document_is_told_how_to_hold_something_out(road: Path, refused: Refused, tmp_path: Path) -> None:
@@ -190,6 +208,12 @@ def test_settings_are_refused_by_name_with_the_nearest_or_the_type(road: Path, r
         ("sft", "trackers", "wandbb", "expected any of"),
         ("reward", "label_smoothing", 0.7, "expected"),
         ("reward", "max_length", 3, "raise max_length"),
+        ("dpo", "loss", "cpo", "expected one of dpo, robust, hinge, ipo, simpo, orpo, kto"),
+        ("dpo", "beta", 0, "above 0"),
+        ("dpo", "gamma", 1, "but dpo has no such setting"),
+        ("dpo", "label_smoothing", 0.5, "less than 0.5"),
+        ("dpo", "max_length", 3, "raise max_length"),
+        ("dpo", "lora_target_modules", "nothing", "expected modules of the model"),
         ("ppo", "num_epochs", 0, "at least 1"),
         ("ppo", "num_minibatches", 9, "at most the 8 answers"),
         ("ppo", "log_every", 0, "at least 1"),
@@ -217,7 +241,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name(
         options = {"model": road / "sft", "output": tmp_path / "out" / "pairs.jsonl"}
     elif stage == "evaluate":
         options |= {"model": road / "ppo", "reference": road / "sft"}
-    elif stage == "reward":
+    elif stage in ("reward", "dpo"):
         options |= {"model": road / "sft", "data": road / "pairs.jsonl"}
     elif stage != "tokenizer":
         options |= reads(stage, road)
@@ -301,6 +325,7 @@ def test_a_model_that_is_not_whole_is_refused_wherever_it_is_asked_for(
     out = tmp_path / "out"
     asked: list[tuple[str, dict[str, Any]]] = [
         ("sft", {"model": path, "output_dir": out}),
+        ("dpo", {"model": path, "output_dir": out}),
         ("ppo", {"model": path, "reward": road / "reward", "output_dir": out}),
         ("sample_pairs", {"model": path, "output": out / "pairs.jsonl"}),
         ("export", {"model": path, "output_dir": out}),
@@ -320,7 +345,7 @@ def test_a_model_that_is_not_whole_is_refused_wherever_it_is_asked_for(
 
 def test_a_model_that_does_not_exist_is_named_as_it_was_given(road: Path, refused: Refused, tmp_path: Path) -> None:
     for name in ("runs/nowhere", str(tmp_path / "nowhere")):
-        for recipe in ("sft", "reward", "ppo", "sample_pairs", "export", "chat"):
+        for recipe in ("sft", "reward", "dpo", "ppo", "sample_pairs", "export", "chat"):
             message = refused(recipe, model=name)
             assert "--model" in message, message
             assert name in message, message
@@ -364,7 +389,7 @@ def test_a_place_that_cannot_be_written_is_named(road: Path, refused: Refused, t
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         for stage, _ in STAGES:
-            options = reads(stage, road) | ({"data": road / "pairs.jsonl"} if stage == "reward" else {})
+            options = reads(stage, road) | ({"data": road / "pairs.jsonl"} if stage in ("reward", "dpo") else {})
             assert f"--output_dir is '{place}'" in refused(stage, **options, output_dir=place)
         for name, options in (
             ("tokenizer", {"output_dir": place}),

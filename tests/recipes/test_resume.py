@@ -36,8 +36,8 @@ def settings(stage: str, road: Path) -> dict[str, Any]:
         return {"tokenizer": road / "tokenizer", "dropout": 0.1}
     if stage == "sft":
         return {"model": road / "pretrain"}
-    if stage == "reward":
-        return {"model": road / "sft", "data": road / "pairs.jsonl"}
+    if stage in ("reward", "dpo", "kto"):
+        return {"model": road / "sft", "data": road / "pairs.jsonl"} | ({"loss": "kto"} if stage == "kto" else {})
     return {"model": road / "sft", "reward": road / "reward", "kl_target": 1.0} | (
         {"algorithm": "rloo", "group_size": 2} if stage == "rloo" else {}
     )
@@ -53,11 +53,11 @@ def outcome(folder: Path, stage: str) -> tuple[list[torch.Tensor], list[dict[str
     return tensors, [{k: v for k, v in r.items() if k not in ("seconds", "eps") and not k.endswith("per_second")} for r in rows]
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo", "rloo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "rloo"])
 def test_a_killed_recipe_resumes_bit_for_bit(
     stage: str, road: Path, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = "ppo" if stage == "rloo" else stage
+    name = {"rloo": "ppo", "kto": "dpo"}.get(stage, stage)
     options = settings(stage, road) | {"save_every": 2, "log_every": 3}  # a report is pending when the run is killed
     if stage == "rloo":  # a reward that draws
         (tmp_path / "noisy.py").write_text(

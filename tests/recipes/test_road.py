@@ -24,7 +24,7 @@ from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
 from rlhf_kit.training.metrics import read_metrics
 from tests.recipes.conftest import CONFIGS
 
-STAGES = ("pretrain", "sft", "reward", "ppo", "rloo")
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "rloo")
 IDS = torch.arange(3, 23).view(2, 10)
 
 
@@ -58,8 +58,8 @@ def test_every_stage_leaves_a_plain_model_directory_with_its_tokenizer_config_an
 
 
 def test_each_stage_changes_what_it_starts_from(road: Path) -> None:
-    chain = [load_causal_lm(road / name) for name in ("pretrain", "sft", "ppo", "rloo")]
-    assert not any(same_weights(chain[i], chain[j]) for i in range(4) for j in range(i))
+    chain = [load_causal_lm(road / name) for name in ("pretrain", "sft", "dpo", "ppo", "rloo")]
+    assert not any(same_weights(chain[i], chain[j]) for i in range(5) for j in range(i))
 
 
 def test_the_metrics_have_the_fields_of_their_loop(road: Path) -> None:
@@ -68,6 +68,9 @@ def test_the_metrics_have_the_fields_of_their_loop(road: Path) -> None:
         assert {"train/loss", "lr", "grad_norm", "eval/loss", "tokens_per_second"} <= names
     names = {name for row in read_metrics(road / "reward" / "metrics.jsonl") for name in row}
     assert {"train/loss", "train/accuracy", "eval/accuracy", "eval/margin", "pairs_per_second"} <= names
+    names = {name for row in read_metrics(road / "dpo" / "metrics.jsonl") for name in row}
+    of_trl: tuple[str, ...] = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen")
+    assert {f"{part}/{name}" for part in ("train", "eval") for name in ("loss", *of_trl)} <= names
     last = read_metrics(road / "ppo" / "metrics.jsonl")[-1]
     of_trl = (
         "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward", "objective/scores",
@@ -106,7 +109,7 @@ def test_sampled_pairs_are_preference_data(road: Path) -> None:
     assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
 def test_the_saved_config_gives_the_same_run_again(road: Path, tmp_path: Path, stage: str) -> None:
     recipe, cls, _ = CONFIGS[stage]
     flags = ["--config", str(road / stage / "run_config.yaml"), "--output_dir", str(tmp_path / stage)]
@@ -214,7 +217,7 @@ def test_chat_ends_with_its_input(road: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_report_reads_the_whole_road(road: Path, tmp_path: Path) -> None:
     page = report.main(report.ReportConfig(road, tmp_path / "report.html")).read_text()
-    assert all(f">{step}<" in page for step in ("Pretraining", "Supervised fine-tuning", "Reward model", "PPO", "RLOO"))
+    assert all(f">{step}<" in page for step in ("Pretraining", "Supervised fine-tuning", "Reward model", "DPO", "PPO", "RLOO"))
 
 
 def test_lora_adapters_build_on_one_another(road: Path, recipe: Any, tmp_path: Path) -> None:
@@ -260,7 +263,7 @@ def test_recipes_import_without_work(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
-    assert {"tokenizer", "pretrain", "sft", "sample_pairs", "reward", "ppo", "evaluate", "export", "chat"} <= set(names)
+    assert {"tokenizer", "pretrain", "sft", "sample_pairs", "reward", "dpo", "ppo", "evaluate", "export", "chat"} <= set(names)
 
 
 def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf_kit.objectives import chunked
-from rlhf_kit.objectives.logprobs import linear_logprobs
+from rlhf_kit.objectives.logprobs import linear_logprobs, padded_logprobs
 
 
 def head(rows=13, vocabulary=11, width=5, dtype=torch.float64):
@@ -141,6 +141,24 @@ def test_no_rows_give_empty_results_and_zero_gradients():
     assert weight.grad.abs().sum() == 0
 
 
+def test_padded_responses_are_scattered_back_and_padding_is_never_computed():
+    hidden = torch.randn(3, 4, 5, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
+    hidden[~mask] = math.nan
+    hidden.requires_grad_()
+    _, weight, bias, _ = head()
+    ids = torch.randint(0, 11, (3, 4)).masked_fill(~mask, 10**6)  # a pad may hold anything
+    logprobs, entropy = padded_logprobs(hidden, weight, ids, mask, bias, temperature=0.9)
+    want, want_entropy = naive(hidden[mask], weight, ids[mask], bias, 0.9)
+    torch.testing.assert_close(logprobs[mask], want, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(entropy[mask], want_entropy, rtol=1e-12, atol=1e-13)
+    assert logprobs[~mask].tolist() == entropy[~mask].tolist() == [0.0] * 5
+    (got,) = torch.autograd.grad(logprobs.square().sum(), hidden)
+    (expected,) = torch.autograd.grad(want.square().sum(), hidden)
+    torch.testing.assert_close(got[mask], expected[mask], rtol=1e-11, atol=1e-12)
+    assert got[~mask].abs().sum() == 0
+
+
 def test_what_does_not_fit_is_refused_by_name():
     hidden, weight, _, targets = head()
     for temperature in (0.0, -1.0, math.nan):
@@ -152,3 +170,20 @@ def test_what_does_not_fit_is_refused_by_name():
         linear_logprobs(hidden, weight, targets.index_fill(0, torch.tensor([2]), -100))
     with pytest.raises(ValueError, match="targets have shape"):
         linear_logprobs(hidden, weight, targets[:-1])
+    ids, mask = torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"hidden has shape \(2, 4, 5\), expected \(2, 3, 5\)"):
+        padded_logprobs(torch.zeros(2, 4, 5), weight.float(), ids, mask)
+    with pytest.raises(ValueError, match=r"response_mask has dtype torch\.int64"):
+        padded_logprobs(torch.zeros(2, 3, 5), weight.float(), ids, mask.long())
+    with pytest.raises(ValueError, match="response_mask has shape"):
+        padded_logprobs(torch.zeros(2, 3, 5), weight.float(), ids, mask[:1])
+
+
+def test_without_a_sampler_the_distribution_is_the_models_own_to_the_last_digit():
+    hidden, weight = torch.randn(5, 8, dtype=torch.float64, requires_grad=True), torch.randn(11, 8, dtype=torch.float64)
+    targets = torch.arange(5)
+    expected = (hidden @ weight.T).log_softmax(1)[targets, targets]
+    found, _ = linear_logprobs(hidden, weight, targets, temperature=None)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    grads = [torch.autograd.grad(x.sum(), hidden)[0] for x in (found, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-13, atol=1e-14)

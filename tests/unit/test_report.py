@@ -341,6 +341,24 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_a_resumed_step_counts_once(tmp
     assert run.stages[0].last("a") == 3.0
 
 
+def test_a_preference_stage_shows_accuracy_margin_and_how_likely_both_sides_stay(tmp_path: Path) -> None:
+    shown = {"rewards/margins": 0.7, "rewards/accuracies": 0.75, "logps/chosen": -33.0, "logps/rejected": -65.0}
+    rows = [
+        {"step": step, "seconds": step, **{f"{part}/{name}": x for name, x in (shown | {"loss": 0.6}).items()}}
+        for step in (1, 2, 3)
+        for part in ("train", "eval")
+    ]
+    for loss, right in (("dpo", True), ("kto", False)):
+        kept = [{k: v for k, v in row.items() if right or "accuracies" not in k} for row in rows]
+        stage = StageRun("dpo", kept, {"loss": loss})
+        assert (stage.kind, stage.title) == ("preference", loss.upper())
+        page = write_report({"stages": [stage]}, tmp_path / f"{loss}.html").read_text()
+        assert all(f">{title}<" in page for title in ("Loss", "Margin", "Log-probability of the answers"))
+        assert ("of held-out pairs right" in page) == (">Accuracy<" in page) == right
+        assert "held-out margin 0.7" in page
+        assert "perplexity" not in page
+
+
 def test_stages_stand_in_the_order_of_the_pipeline(tmp_path: Path) -> None:
     run = read_run(whole_run(tmp_path / "run"))
     assert [stage.name for stage in run.stages] == ["pretrain", "sft", "reward", "ppo"]
