@@ -33,7 +33,7 @@ from rlhf_kit.data.tokenizer import ControlTokenError, encode_chat, encode_promp
 from rlhf_kit.errors import InputError
 
 
-def load_feedback(source: str | Path, split: str = "train") -> list[Record]:
+def load_feedback(source: str | Path) -> list[Record]:
     """Judged answers: `{"prompt": [...], "completion": [...], "label": bool, ...}`, both labels among them.
 
     `prompt` ends before the answer, `completion` begins and ends with an assistant message. A row of a comparison becomes
@@ -42,7 +42,7 @@ def load_feedback(source: str | Path, split: str = "train") -> list[Record]:
     Raises:
         InputError: unreadable source, unknown columns, a wrong value, an empty completion, one label only.
     """
-    records = _some([record for where, row in iter_rows(source, split) for record in _feedback(where, row)], source)
+    records = _some([record for where, row in iter_rows(source) for record in _feedback(where, row)], source)
     labels = {record["label"] for record in records}
     if len(labels) == 1:
         only = labels.pop()

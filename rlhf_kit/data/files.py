@@ -25,17 +25,21 @@ _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open
 _SURROGATE, _ESCAPED = re.compile("[\ud800-\udfff]"), re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def iter_rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_rows(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """`(where, row)` of every row, where being `sft.jsonl line 12`, for error messages.
 
     Args:
         source: a .jsonl(.gz/.xz/.bz2) or .parquet file, a folder of those, a `datasets` folder (`save_to_disk`), or
-            the name of a dataset.
-        split: which split of a dataset to read, where it has any.
+            the name of a dataset. Of the last two, `NAME@SPLIT` reads another split than train, and `NAME:CONFIG` (before
+            the split) one of a dataset's configurations.
     Raises:
         InputError: nothing readable there, a truncated file, a line that is not a JSON object or holds half a character.
     """
     path = source_path(source)
+    name, split = str(source), "train"
+    if not path.exists() and "@" in name:
+        name, _, split = name.rpartition("@")
+        path = source_path(name)
     if path.is_dir() and is_saved_dataset(path):
         yield from _saved_rows(path, split)
     elif path.is_dir():
@@ -51,7 +55,7 @@ def iter_rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, d
         else:
             raise InputError("file", str(source), f"expected one of {', '.join(ROW_SUFFIXES)}: convert it")
     else:
-        yield from _named_rows(str(source), split)
+        yield from _named_rows(name, split)
 
 
 def source_path(source: str | Path) -> Path:
@@ -183,7 +187,8 @@ def _named_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     import datasets
 
     try:
-        data = datasets.load_dataset(name, split=split, streaming=True)
+        repository, _, config = name.partition(":")
+        data = datasets.load_dataset(repository, config or None, split=split, streaming=True)
     except Exception as error:  # a missing path, an unknown name and a dead network look different in every release
         raise InputError("data", name, f"neither an existing path nor a dataset that loads ({_reason(error)})") from error
     yield from _numbered(data, name, "expected a dataset that can be read to its end: check the connection, or download it first")

@@ -39,7 +39,7 @@ _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def load_sft(source: str | Path, split: str = "train") -> list[Record]:
+def load_sft(source: str | Path) -> list[Record]:
     """Demonstrations: `{"messages": [...], ...}`, the assistant speaking at least once in each.
 
     Preference data is read as its chosen answers, unpaired answers as those labelled true, a message tree as its
@@ -50,7 +50,7 @@ def load_sft(source: str | Path, split: str = "train") -> list[Record]:
     """
     records: list[Record] = []
     rejected = 0
-    for where, row in iter_rows(source, split):
+    for where, row in iter_rows(source):
         found = _demonstrations(where, row)
         records.extend(found)
         rejected += not found
@@ -63,7 +63,7 @@ def load_sft(source: str | Path, split: str = "train") -> list[Record]:
     return _some(records, source)
 
 
-def load_preferences(source: str | Path, split: str = "train") -> list[Record]:
+def load_preferences(source: str | Path) -> list[Record]:
     """Comparisons: `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": float where given, ...}`.
 
     `prompt` ends before the answers, `chosen` and `rejected` begin and end with an assistant message. An empty answer
@@ -72,16 +72,16 @@ def load_preferences(source: str | Path, split: str = "train") -> list[Record]:
     Raises:
         InputError: unreadable source, unknown columns, a wrong value, answers to different prompts.
     """
-    return _some([_preference(where, row) for where, row in iter_rows(source, split)], source)
+    return _some([_preference(where, row) for where, row in iter_rows(source)], source)
 
 
-def load_prompts(source: str | Path, split: str = "train") -> list[Record]:
+def load_prompts(source: str | Path) -> list[Record]:
     """Prompts to be answered: `{"prompt": [...], ...}`, from any of the formats; `messages` up to the last user turn.
 
     Raises:
         InputError: unreadable source, unknown columns, a wrong value.
     """
-    return _some([_prompt_record(where, row) for where, row in iter_rows(source, split)], source)
+    return _some([_prompt_record(where, row) for where, row in iter_rows(source)], source)
 
 
 def _some(records: list[Record], source: str | Path) -> list[Record]:

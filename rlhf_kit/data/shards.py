@@ -44,7 +44,7 @@ class ShardInfo:
     starts_sha256: str
 
 
-def read_texts(source: str | Path, column: str = "text", split: str = "train") -> Iterator[str]:
+def read_texts(source: str | Path, column: str = "text") -> Iterator[str]:
     """The documents of a corpus, as a stream.
 
     Args:
@@ -52,7 +52,6 @@ def read_texts(source: str | Path, column: str = "text", split: str = "train") -
             name or folder. A .txt is one document, or one between each two lines `<|endoftext|>`; beyond a million
             characters it is cut at the next blank line, so that memory stays bounded.
         column: the column that holds the text.
-        split: which split of a dataset.
     Raises:
         InputError: naming file, line and column: missing column, empty text, invalid JSON, truncated archive.
     """
@@ -64,7 +63,7 @@ def read_texts(source: str | Path, column: str = "text", split: str = "train") -
     if path.is_file() and path.name.endswith(TEXT_SUFFIXES):
         yield from _plain_documents(path)
         return
-    for where, row in iter_rows(source, split):
+    for where, row in iter_rows(source):
         if column not in row:
             raise InputError(f"{where}, column {column!r}", None, f"expected a text: the columns are {sorted(row)}")
         if not isinstance(row[column], str) or not row[column].strip():

@@ -188,9 +188,9 @@ def test_rows_come_from_compressed_lines_parquet_and_saved_datasets_alike(tmp_pa
     DatasetDict({"train": data, "test": data.select(range(3))}).save_to_disk(str(tmp_path / "saved"))
     for source in ("a.jsonl.gz", "a.parquet", "saved"):
         assert load_sft(tmp_path / source) == rows
-    assert len(load_sft(tmp_path / "saved", split="test")) == 3
+    assert len(load_sft(f"{tmp_path}/saved@test")) == 3
     with pytest.raises(InputError, match=r"split is 'dev', expected one of \['test', 'train'\]"):
-        load_sft(tmp_path / "saved", split="dev")
+        load_sft(f"{tmp_path}/saved@dev")
 
 
 @pytest.mark.parametrize(
@@ -351,6 +351,24 @@ def test_a_damaged_saved_dataset_is_one_error(tmp_path, name, damage):
     damage(tmp_path / "saved" / name)
     with pytest.raises(InputError, match=r"saved is .*, expected a whole folder of save_to_disk"):
         load_sft(tmp_path / "saved")
+
+
+def test_a_dataset_is_named_with_its_configuration_and_split(monkeypatch):
+    asked = []
+
+    def stream(*arguments, **options):
+        asked.append((*arguments, options["split"]))
+        return [{"prompt": "q", "completion": "a"}]
+
+    monkeypatch.setattr("datasets.load_dataset", stream)
+    for name in ("someone/data", "someone/data@test", "someone/data:en", "someone/data:en@train[:10%]"):
+        assert load_sft(name) == [{"messages": [user("q"), assistant("a")]}]
+    assert asked == [
+        ("someone/data", None, "train"),
+        ("someone/data", None, "test"),
+        ("someone/data", "en", "train"),
+        ("someone/data", "en", "train[:10%]"),
+    ]
 
 
 def test_a_stream_that_breaks_off_is_one_error(monkeypatch):
