@@ -25,7 +25,7 @@ from recipes.ppo import stop_tokens
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import run_recipe
 from rlhf_kit.data.batching import PromptBatches
-from rlhf_kit.data.records import PromptExample
+from rlhf_kit.data.examples import PromptExample
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.evaluation.generation import describe_answers, sequence_kl

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from recipes.common import LoraFields, feedback, hold_out, lora_of, open_run, preferences
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import PreferenceBatches
+from rlhf_kit.data.examples import preference_examples
 from rlhf_kit.data.feedback import FeedbackBatches, feedback_examples
-from rlhf_kit.data.records import preference_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.loading import check_fits, load_causal_lm
 from rlhf_kit.objectives.preference import LOSSES

@@ -20,7 +20,7 @@ from recipes.sample_pairs import sample_rollouts
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import check_least, run_recipe, save_config
 from rlhf_kit.data.batching import PreferenceBatches
-from rlhf_kit.data.records import preference_examples, prompt_examples
+from rlhf_kit.data.examples import preference_examples, prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.evaluation.generation import (

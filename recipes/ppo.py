@@ -14,7 +14,7 @@ from typing import Any
 from recipes.common import LoraFields, lora_of, open_run, prompts
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import PromptBatches
-from rlhf_kit.data.records import prompt_examples
+from rlhf_kit.data.examples import prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
 from rlhf_kit.rollout.scoring import function_scorer, load_function, load_scorer

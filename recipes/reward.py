@@ -15,7 +15,7 @@ import torch
 from recipes.common import LoraFields, demonstrations, hold_out, lora_of, open_run, preferences, spread
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import PreferenceBatches
-from rlhf_kit.data.records import preference_examples, sft_examples
+from rlhf_kit.data.examples import preference_examples, sft_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.access import scalar_scores, unwrap
 from rlhf_kit.models.loading import check_fits, load_scalar_model

@@ -17,7 +17,7 @@ from recipes.ppo import stop_tokens
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data import world
-from rlhf_kit.data.records import prompt_examples
+from rlhf_kit.data.examples import prompt_examples
 from rlhf_kit.rollout.generate import generate
 from rlhf_kit.rollout.scoring import pad, prompt_text, response_texts
 from rlhf_kit.training.precision import Precision, resolve_precision

@@ -12,7 +12,7 @@ from pathlib import Path
 from recipes.common import LoraFields, demonstrations, hold_out, lora_of, open_run
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import ExampleBatches
-from rlhf_kit.data.records import sft_examples
+from rlhf_kit.data.examples import sft_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.loading import check_fits, load_causal_lm
 from rlhf_kit.training.fit import FitConfig, fit

@@ -15,7 +15,7 @@ from benchmarks.speed.measure import Clock, Run, Setup
 from benchmarks.speed.work import PAD, Size
 from rlhf_kit.batches import LMBatch
 from rlhf_kit.data.batching import Batches, ExampleBatches, PreferenceBatches, PromptBatches
-from rlhf_kit.data.records import PreferenceExample, PromptExample
+from rlhf_kit.data.examples import PreferenceExample, PromptExample
 from rlhf_kit.rollout.generate import generate
 from rlhf_kit.rollout.scoring import model_scorer
 from rlhf_kit.training.distributed import make_accelerator

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from rlhf_kit.batches import IGNORE, LMBatch, PreferenceBatch, PromptBatch
+from rlhf_kit.data.examples import PreferenceExample, PromptExample
 from rlhf_kit.data.packing import Example, best_fit_decreasing, pack_rows
-from rlhf_kit.data.records import PreferenceExample, PromptExample, Record
+from rlhf_kit.data.records import Record
 from rlhf_kit.data.shards import TokenShards
 from rlhf_kit.errors import InputError
 
@@ -198,7 +199,7 @@ class ExampleBatches:
     """SFT: examples of different lengths, padded on the right to the longest of their micro-batch, or packed.
 
     Args:
-        examples: `(ids, labels)` arrays, from `records.sft_examples`.
+        examples: `(ids, labels)` arrays, from `examples.sft_examples`.
         batch_size: examples an optimizer step, over all ranks.
         micro_batch_size: rows a forward at most.
         seed: of the order of examples.
@@ -276,7 +277,7 @@ class PreferenceBatches:
     A rank left without pairs gets one row whose masks are all False: it counts for nothing.
 
     Args:
-        examples: from `records.preference_examples`. Where any has a margin, those without have 0.
+        examples: from `examples.preference_examples`. Where any has a margin, those without have 0.
         batch_size: pairs an optimizer step, over all ranks.
         micro_batch_size: pairs a forward at most.
         seed: of the order of pairs.
@@ -331,7 +332,7 @@ class PromptBatches:
     """Prompts for online RL: an endless stream, one shuffled epoch after the other, the same number at every step.
 
     Args:
-        examples: from `records.prompt_examples`.
+        examples: from `examples.prompt_examples`.
         batch_size: answers a step, over all ranks: `batch_size / group_size` prompts.
         seed: of the order of prompts.
         pad_id: what stands before a shorter prompt.

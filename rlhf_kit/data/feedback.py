@@ -17,18 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_kit.batches import FeedbackBatch
 from rlhf_kit.data.batching import _check_rank, _deal, _Epochs, _Flat, _positive
+from rlhf_kit.data.examples import EncodingStats, check_prefix
 from rlhf_kit.data.files import iter_rows
-from rlhf_kit.data.records import (
-    EncodingStats,
-    Record,
-    _answer,
-    _preference,
-    _prompt,
-    _said,
-    _some,
-    _unknown_columns,
-    check_prefix,
-)
+from rlhf_kit.data.records import Record, _answer, _preference, _prompt, _said, _some, _unknown_columns
 from rlhf_kit.data.tokenizer import ControlTokenError, encode_chat, encode_prompt
 from rlhf_kit.errors import InputError
 

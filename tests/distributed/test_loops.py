@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from benchmarks.closed_form import LENGTH, VOCAB, WorldPrompts
 from rlhf_kit.batches import Rollout
 from rlhf_kit.data.batching import ExampleBatches, PreferenceBatches, PromptBatches
+from rlhf_kit.data.examples import PreferenceExample, PromptExample
 from rlhf_kit.data.feedback import FeedbackBatches, FeedbackExample
-from rlhf_kit.data.records import PreferenceExample, PromptExample
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.models.loading import Lora, load_causal_lm
 from rlhf_kit.training import online as module

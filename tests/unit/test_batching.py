@@ -6,7 +6,7 @@ import torch
 
 from rlhf_kit.batches import IGNORE
 from rlhf_kit.data.batching import ExampleBatches, PreferenceBatches, PromptBatches, TokenBatches
-from rlhf_kit.data.records import PreferenceExample, PromptExample
+from rlhf_kit.data.examples import PreferenceExample, PromptExample
 from rlhf_kit.data.shards import write_shards
 from rlhf_kit.data.tokenizer import train_tokenizer
 from rlhf_kit.errors import InputError

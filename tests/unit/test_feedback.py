@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf_kit.data.batching import PreferenceBatches
+from rlhf_kit.data.examples import preference_examples
 from rlhf_kit.data.feedback import FeedbackBatches, FeedbackExample, feedback_examples, load_feedback, unpair
-from rlhf_kit.data.records import preference_examples
 from rlhf_kit.data.tokenizer import encode_chat, encode_prompt, train_tokenizer
 from rlhf_kit.errors import InputError
 

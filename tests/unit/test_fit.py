@@ -9,7 +9,7 @@ import torch
 
 from rlhf_kit.batches import LMBatch
 from rlhf_kit.data.batching import ExampleBatches, PreferenceBatches
-from rlhf_kit.data.records import PreferenceExample
+from rlhf_kit.data.examples import PreferenceExample
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.models.loading import load_causal_lm

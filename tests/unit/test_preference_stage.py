@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 
 from rlhf_kit.batches import PreferenceBatch
 from rlhf_kit.data.batching import PreferenceBatches
+from rlhf_kit.data.examples import PreferenceExample
 from rlhf_kit.data.feedback import FeedbackBatches, FeedbackExample
-from rlhf_kit.data.records import PreferenceExample
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM
 from rlhf_kit.models.loading import load_causal_lm

@@ -6,15 +6,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from rlhf_kit.batches import IGNORE
-from rlhf_kit.data.records import (
-    load_preferences,
-    load_prompts,
-    load_sft,
-    parse_hh,
-    preference_examples,
-    prompt_examples,
-    sft_examples,
-)
+from rlhf_kit.data.examples import preference_examples, prompt_examples, sft_examples
+from rlhf_kit.data.records import load_preferences, load_prompts, load_sft, parse_hh
 from rlhf_kit.data.tokenizer import encode_chat, encode_prompt, train_tokenizer
 from rlhf_kit.errors import InputError
 
