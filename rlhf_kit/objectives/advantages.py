@@ -131,6 +131,22 @@ def group_normalise(scores: Tensor, group_ids: Tensor, *, scale: bool = True, ep
     return centred / (variance.sqrt() + eps)[group]
 
 
+def best_of_group(scores: Tensor, group_ids: Tensor, *, worst: float = 0.0) -> Tensor:
+    """1 for the best of each group, `worst` for its worst, 0 in between; all 0 in a group whose scores are equal.
+
+    Of answers that share the best or the worst score the first counts. Arguments, result and errors as `leave_one_out`.
+    """
+    scores, group, _, total = _groups(scores, group_ids)
+    ranks = torch.zeros_like(scores)
+    for index in range(len(total)):
+        members = (group == index).nonzero()[:, 0]
+        found = scores[members]
+        if found.max() > found.min():
+            ranks[members[found.argmin()]] = worst
+            ranks[members[found.argmax()]] = 1.0
+    return ranks
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> Tensor:
     """`1 - Var(returns - values) / Var(returns)`: 1 for a perfect critic, 0 for a constant one, over all ranks; a scalar."""
     values, returns = _padded(mask, values=values, returns=returns)

@@ -120,20 +120,61 @@ def clipped_surrogate(
         weights = token_weights(mask, "token_mean" if level == "token" else "sequence_mean")
     loss = loss * _checked_weights(weights, mask)
 
-    with torch.no_grad():
-        unit = mask if level == "token" else mask.any(1, keepdim=True)
-        binds = clipped_loss > plain_loss
-        if level != "token":
-            binds = binds.any(1, keepdim=True)
-        stats = {
-            "approxkl": 0.5 * log_ratio.square(),
-            "clipfrac": binds,
-            "ratio": ratio,
-            "ratio_sq": ratio.square(),
-            "count": unit,
-        }
-        sums = {name: x.masked_fill(~unit, 0).sum() for name, x in stats.items()}
-    return loss.sum(), sums
+    binds = clipped_loss > plain_loss
+    unit = mask if level == "token" else mask.any(1, keepdim=True)
+    return loss.sum(), _ratio_sums(log_ratio, ratio, binds if level == "token" else binds.any(1, keepdim=True), unit)
+
+
+def cispo_surrogate(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    max_ratio: float = 5.0,
+    log_ratio_clamp: float = 20.0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`-sg(min(rho, max_ratio)) * A * log pi`: the weight is clipped, no token loses its gradient (MiniMax 2025, eq. 4).
+
+    Arguments, result and errors as `clipped_surrogate` at token level; `clipfrac` counts the weights that were cut.
+    """
+    check_rank(2, mask=mask)
+    check_mask(mask)
+    check_shapes(mask=mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    if not max_ratio > 1:
+        raise ValueError(f"max_ratio is {max_ratio}, expected more than 1")
+    logprobs = valid(logprobs, mask)
+    log_ratio = (logprobs - valid(old_logprobs, mask)).detach()
+    ratio = log_ratio.clamp(-log_ratio_clamp, log_ratio_clamp).exp()
+    loss = -ratio.clamp_max(max_ratio) * valid(advantages.detach(), mask) * logprobs
+    loss = loss * _checked_weights(token_weights(mask) if weights is None else weights, mask)
+    return loss.sum(), _ratio_sums(log_ratio, ratio, ratio > max_ratio, mask)
+
+
+def weighted_likelihood(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, weights: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`-A * log pi`: with A = 1 the negative log-likelihood of one's own answers (RAFT), with any A plain REINFORCE.
+
+    Arguments, result and errors as `clipped_surrogate` at token level; nothing is clipped.
+    """
+    check_rank(2, mask=mask)
+    check_mask(mask)
+    check_shapes(mask=mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    logprobs = valid(logprobs, mask)
+    loss = (
+        -valid(advantages.detach(), mask) * logprobs * _checked_weights(token_weights(mask) if weights is None else weights, mask)
+    )
+    log_ratio = (logprobs - valid(old_logprobs, mask)).detach()
+    return loss.sum(), _ratio_sums(log_ratio, log_ratio.exp(), torch.zeros_like(mask), mask)
+
+
+@torch.no_grad()
+def _ratio_sums(log_ratio: Tensor, ratio: Tensor, binds: Tensor, unit: Tensor) -> dict[str, Tensor]:
+    """Sums over the units, tokens or answers: how far the policy has moved since the answers were sampled."""
+    stats = {"approxkl": 0.5 * log_ratio.square(), "clipfrac": binds, "ratio": ratio, "ratio_sq": ratio.square(), "count": unit}
+    return {name: x.masked_fill(~unit, 0).sum() for name, x in stats.items()}
 
 
 def value_loss(

@@ -146,7 +146,11 @@ def collect(
     return rollout
 
 
-def by_length(rollout: Rollout, size: int) -> list[Tensor]:
-    """Row indices in micro-batches of `size`, rows of like length together: padding is work."""
+def by_length(rollout: Rollout, size: int, together: int = 1) -> list[Tensor]:
+    """Row indices in micro-batches of `size`, rows of like length together: padding is work.
+
+    `together` neighbouring rows stay neighbours; `size` is a multiple of it.
+    """
     lengths = rollout.query_mask.sum(1) + rollout.response_mask.sum(1)
-    return list(lengths.argsort(dim=0, stable=True).split(size))
+    order = lengths.view(-1, together).amax(1).argsort(dim=0, stable=True)
+    return list((order.unsqueeze(1) * together + torch.arange(together, device=order.device)).flatten().split(size))

@@ -1,4 +1,4 @@
-"""LOOP TWO: learn from one's own samples. PPO, RLOO and what comes after are this loop with another advantage.
+"""LOOP TWO: learn from one's own samples. PPO, RLOO, GRPO and the others are this loop with another advantage or surrogate.
 
 Deviations from TRL 1.12's PPO, each with its test: the score lands on the EOS, which is trained; minibatches are
 optimizer steps; gradients are clipped (policy and critic each by its own norm); losses and metrics average valid
@@ -8,7 +8,8 @@ tokens over all ranks; the critic is saved and a killed run resumes exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from rlhf_kit.batches import PromptBatch, Rollout
 from rlhf_kit.config import plain_settings, save_config
 from rlhf_kit.errors import InputError
-from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, shape_rewards
-from rlhf_kit.objectives.policy import clipped_surrogate, value_loss
+from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, kl_loss, shape_rewards
+from rlhf_kit.objectives.policy import aggregate_units, token_weights, value_loss
 from rlhf_kit.rollout.experience import Sampler, by_length, collect, response_logprobs, response_values
 from rlhf_kit.rollout.scoring import Row, Scorer
 from rlhf_kit.training.algorithms import ALGORITHMS, Algorithm
@@ -47,7 +48,7 @@ class Learner(nn.Module):
         self.policy, self.critic, self.algorithm, self.config = policy, critic, algorithm, config
 
     def forward(
-        self, part: Rollout, advantages: Tensor, returns: Tensor, units: float, tokens: float
+        self, part: Rollout, advantages: Tensor, returns: Tensor, units: float, tokens: float, kl_coef: float, learns: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch as its share of the global minibatch, and statistics as sums.
 
@@ -55,15 +56,20 @@ class Learner(nn.Module):
             advantages, returns: (B, R) float, 0 where `part.response_mask` is False.
             units: terms of the policy loss (tokens or answers) in the whole minibatch, over all ranks.
             tokens: valid tokens in the whole minibatch, over all ranks.
+            kl_coef: the price of distance now, where it is a term of the loss.
+            learns: False while only the critic does.
         """
-        config, mask = self.config, part.response_mask
-        assert part.old_logprobs is not None
+        config, algorithm, mask = self.config, self.algorithm, part.response_mask
+        assert part.ref_logprobs is not None
         logprobs, entropy = response_logprobs(self.policy, part, temperature=config.temperature)
-        policy_sum, stats = clipped_surrogate(
-            logprobs, part.old_logprobs, advantages, mask, cliprange=config.cliprange, level=self.algorithm.ratio
-        )
-        loss = policy_sum / units
+        weights = token_weights(mask, algorithm.aggregate, max_length=config.max_new_tokens)
+        policy_sum, stats = algorithm.surrogate(logprobs, part, advantages, weights, algorithm, config)
         stats |= {"policy_loss": policy_sum.detach(), "entropy": (entropy.detach() * mask).sum()}
+        if algorithm.kl == "loss":
+            kl_sum, _ = kl_loss(logprobs, part.ref_logprobs, mask, estimator=config.kl_estimator or "k3", weights=weights)
+            policy_sum = policy_sum + kl_coef * kl_sum
+            stats["kl_loss"] = kl_sum.detach()
+        loss = policy_sum / units * float(learns)
         if self.critic is not None:
             assert part.values is not None
             values = response_values(self.critic, part)
@@ -172,12 +178,13 @@ def online(
                 rollout.old_logprobs,
                 rollout.ref_logprobs,
                 rollout.response_mask,
-                kl_coef=kl.coef,
-                estimator=config.kl_estimator,
+                kl_coef=kl.coef if algorithm.kl == "reward" else 0.0,
+                estimator=config.kl_estimator or "k1",
             )
 
             # 3. Credit each token.
             advantages, returns = algorithm.advantages(rollout, rewards, config, reduce)
+            learned = with_a_lesson(rollout, advantages) if algorithm.skip_zero else rollout
 
             # 4. Several passes over the same answers, clipped so that none strays too far.
             factor = lr_at(
@@ -189,7 +196,7 @@ def online(
             )
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * factor
-            updated = update(learner, raw, rollout, advantages, returns, optimizer, accelerator, step)
+            updated = update(learner, raw, learned, advantages, returns, optimizer, accelerator, step, kl.coef)
             optimizer_steps += int(updated.pop("optimizer_steps"))
 
             # 5. Report, adapt, save.
@@ -242,73 +249,78 @@ def update(
     optimizer: Any,
     accelerator: Accelerator,
     step: int,
+    kl_coef: float,
 ) -> dict[str, float]:
-    """`num_epochs * num_minibatches` optimizer steps on one rollout.
+    """At most `num_epochs * num_minibatches` optimizer steps on one rollout.
 
     Every answer is used once an epoch; minibatches differ by epoch and are a function of (seed, step, rank, epoch).
 
     Returns:
-        Averages over all valid tokens of all passes, under TRL's names, with `optimizer_steps`.
+        Averages over all valid tokens (or answers, where those are the terms of the loss) of all passes, under TRL's
+        names, with `optimizer_steps`.
     Raises:
         InputError: no gradient of the whole rollout was finite.
     """
-    config = raw.config
+    config, algorithm, world = raw.config, raw.algorithm, accelerator.num_processes
     policy_parameters = [p for p in raw.policy.parameters() if p.requires_grad]
     critic_parameters = [] if raw.critic is None else [p for p in raw.critic.parameters() if p.requires_grad]
-    sums: dict[str, float] = {}
-    norms: list[
-        tuple[float, float]
-    ] = []  # of the policy's and the critic's gradients; a step that is not finite is skipped, on all ranks alike
-    norm = 0.0
-    for epoch in range(config.num_epochs):
-        generator = step_generator(config.seed, step, accelerator.process_index, f"minibatch-{epoch}", "cpu")
-        order = torch.randperm(len(rollout.response_ids), generator=generator).to(advantages.device)
-        for minibatch in order.tensor_split(config.num_minibatches):
-            part = rollout.rows(minibatch)
-            count = {"tokens": part.response_mask.sum(), "sequences": torch.tensor(len(minibatch), device=advantages.device)}
-            total = reduce_sum(accelerator, count)
-            units = total["tokens" if raw.algorithm.ratio == "token" else "sequences"]
-            micro_batches = by_length(part, config.micro_batch_size)
-            for i, micro in enumerate(micro_batches):
-                rows = minibatch[micro]
-                with no_sync(accelerator, learner, enabled=i + 1 < len(micro_batches)):
-                    with accelerator.autocast():
-                        loss, stats = learner(
-                            part.rows(micro),
-                            advantages[rows],
-                            returns[rows],
-                            units / accelerator.num_processes,
-                            total["tokens"] / accelerator.num_processes,
-                        )
-                    accelerator.backward(loss)
-                for name, value in stats.items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-            sums["tokens"] = sums.get("tokens", 0.0) + float(count["tokens"])
-            sums["terms"] = sums.get("terms", 0.0) + float(count["tokens" if raw.algorithm.ratio == "token" else "sequences"])
-            norm = clip_grad_norm(policy_parameters, config.max_grad_norm or None)
-            critic_norm = clip_grad_norm(critic_parameters, config.max_grad_norm or None)  # 0 where there is none
-            if math.isfinite(norm) and math.isfinite(critic_norm):
-                optimizer.step()
-                norms.append((norm, critic_norm))
-            optimizer.zero_grad(set_to_none=True)
+    together = 2 if algorithm.pairs else 1  # neighbours that no minibatch may part
+    sums: dict[str, Tensor] = {}
+    norms: list[tuple[float, float]] = []  # of the policy's and the critic's gradients
+    norm, passes = 0.0, 0
+    for minibatch in minibatches(len(rollout.response_ids), step, config, accelerator, together):
+        part = rollout.rows(minibatch)
+        count = {"units": aggregate_units(part.response_mask, algorithm.aggregate), "tokens": part.response_mask.sum()}
+        total = {name: max(value, 1.0) / world for name, value in reduce_sum(accelerator, count).items()}
+        sums = added(sums, count)
+        micro_batches = by_length(part, config.micro_batch_size, together)
+        approxkl: dict[str, Tensor] = {}
+        for i, micro in enumerate(micro_batches):
+            rows = minibatch[micro]
+            with no_sync(accelerator, learner, enabled=i + 1 < len(micro_batches)):
+                with accelerator.autocast():
+                    loss, stats = learner(
+                        part.rows(micro),
+                        advantages[rows],
+                        returns[rows],
+                        total["units"],
+                        total["tokens"],
+                        kl_coef,
+                        step >= config.critic_warmup,
+                    )
+                accelerator.backward(loss)
+            sums = added(sums, stats)
+            approxkl = added(approxkl, {name: stats[name] for name in ("approxkl", "count")})
+        norm = clip_grad_norm(policy_parameters, config.max_grad_norm or None)
+        critic_norm = clip_grad_norm(critic_parameters, config.max_grad_norm or None)  # 0 where there is none
+        passes += 1
+        if math.isfinite(norm) and math.isfinite(critic_norm):  # the same on all ranks
+            optimizer.step()
+            norms.append((norm, critic_norm))
+        optimizer.zero_grad(set_to_none=True)
+        if config.target_approxkl is not None:
+            moved = reduce_sum(accelerator, approxkl)
+            if moved["approxkl"] > config.target_approxkl * moved["count"]:
+                break
     if not norms:
-        raise InputError(
-            "grad_norm", norm, "expected a finite one in some step of the rollout: lower --learning_rate or check the reward"
-        )
-    totals = reduce_sum(accelerator, {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()})
-    terms, tokens = totals["terms"], totals["tokens"]
+        mend = "expected a finite one in some step of the rollout: lower --learning_rate or check the reward"
+        raise InputError("grad_norm", norm, mend)
+    totals = reduce_sum(accelerator, sums)
+    units, terms, tokens = (max(totals[name], 1.0) for name in ("units", "count", "tokens"))
     ratio = totals["ratio"] / terms
     result = {
-        "loss/policy_avg": totals["policy_loss"] / terms,
+        "loss/policy_avg": totals["policy_loss"] / units,
         "policy/approxkl_avg": totals["approxkl"] / terms,
         "policy/clipfrac_avg": totals["clipfrac"] / terms,
         "policy/entropy_avg": totals["entropy"] / tokens,
         "val/ratio": ratio,
         "val/ratio_var": max(totals["ratio_sq"] / terms - ratio**2, 0.0),
         "grad_norm": sum(norm for norm, _ in norms) / len(norms),
-        "val/skipped_steps": float(config.num_epochs * config.num_minibatches - len(norms)),
+        "val/skipped_steps": float(passes - len(norms)),
         "optimizer_steps": float(len(norms)),
     }
+    if algorithm.kl == "loss":
+        result["loss/kl_avg"] = totals["kl_loss"] / units
     if raw.critic is not None:
         result |= {
             "loss/value_avg": totals["value_loss"] / tokens,
@@ -316,6 +328,25 @@ def update(
             "grad_norm/critic": sum(norm for _, norm in norms) / len(norms),
         }
     return result
+
+
+def minibatches(answers: int, step: int, config: OnlineConfig, accelerator: Accelerator, together: int) -> Iterator[Tensor]:
+    """Indices of this rank's answers, for each optimizer step; `together` neighbours stay neighbours."""
+    for epoch in range(config.num_epochs):
+        generator = step_generator(config.seed, step, accelerator.process_index, f"minibatch-{epoch}", "cpu")
+        order = torch.randperm(answers // together, generator=generator).to(accelerator.device)
+        for part in order.tensor_split(config.num_minibatches):
+            yield (part.unsqueeze(1) * together + torch.arange(together, device=part.device)).flatten()
+
+
+def with_a_lesson(rollout: Rollout, advantages: Tensor) -> Rollout:
+    """The rollout without the tokens of answers whose advantages are all 0: they teach nothing, and must not count."""
+    return replace(rollout, response_mask=rollout.response_mask & (advantages != 0).any(1, keepdim=True))
+
+
+def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Both dictionaries, their common entries added up; nothing waits for the device."""
+    return sums | {name: value.detach() + sums.get(name, 0) for name, value in more.items()}
 
 
 def window_means(window: list[dict[str, float]]) -> dict[str, float]:

@@ -228,14 +228,14 @@ def one_update(algorithm: str, rank: int, world: int, config: OnlineConfig) -> t
         part.scores, part.old_logprobs, part.ref_logprobs, part.response_mask, kl_coef=0.1, estimator="k1"
     )
     advantages, returns = ALGORITHMS[algorithm].advantages(part, rewards, config, tensor_reducer(accelerator))
-    stats = update(learner, raw, part, advantages, returns, optimizer, accelerator, 0)
+    stats = update(learner, raw, part, advantages, returns, optimizer, accelerator, 0, kl_coef=0.1)
     stats |= rollout_stats(part, returns, non_score, None, accelerator, tensor_reducer(accelerator))
     total = torch.tensor([float((advantages * part.response_mask).sum())], dtype=torch.float64)
     stats["advantages"] = float(accelerator.reduce(total, reduction="sum"))
     return stats, weights(raw)
 
 
-@pytest.mark.parametrize(("algorithm", "group"), [("ppo", 1), ("rloo", 4)])
+@pytest.mark.parametrize(("algorithm", "group"), [("ppo", 1), ("rloo", 4), ("dr_grpo", 4), ("dapo", 2), ("online_dpo", 2)])
 def test_the_update_on_a_split_rollout_is_that_on_the_whole(algorithm: str, group: int, run_ranks: Any) -> None:
     config = replace(ONLINE, algorithm=algorithm, group_size=group, num_epochs=2, num_minibatches=1, whiten_rewards=True)
     expected, whole = one_update(algorithm, 0, 1, config)

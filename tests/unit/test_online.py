@@ -2,21 +2,26 @@
 
 import copy
 import json
+import math
+import re
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.closed_form import LENGTH, PROMPTS, VOCAB, WorldPrompts
+from rlhf_kit.batches import Rollout
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_values
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.models.loading import Lora, load_causal_lm, load_scalar_model
-from rlhf_kit.rollout.experience import response_logprobs
+from rlhf_kit.rollout.experience import by_length, response_logprobs
 from rlhf_kit.training import online as module
+from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.distributed import make_accelerator
-from rlhf_kit.training.online import online
+from rlhf_kit.training.online import Learner, minibatches, online, with_a_lesson
 from rlhf_kit.training.online_config import OnlineConfig
 
 EOS = 7
@@ -81,9 +86,18 @@ def logged(path, key):
     return [row[key] for line in (path / "metrics.jsonl").read_text().splitlines() if key in (row := json.loads(line))]
 
 
-@pytest.mark.parametrize(("algorithm", "group"), [("ppo", 1), ("rloo", 4)])
+GROUPS = {"ppo": 1, "reinforce++": 1, "online_dpo": 2} | dict.fromkeys(
+    ("rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "raft"), 4
+)
+
+
+def test_every_algorithm_of_the_table_is_tried():
+    assert GROUPS.keys() == ALGORITHMS.keys() == set(get_args(get_type_hints(OnlineConfig)["algorithm"]))
+
+
+@pytest.mark.parametrize(("algorithm", "group"), GROUPS.items())
 def test_the_reward_rises(tmp_path, algorithm, group):
-    _, _, steps = run(tmp_path, algorithm=algorithm, group_size=group, total_steps=25, batch_size=32)
+    _, _, steps = run(tmp_path, algorithm=algorithm, group_size=group, total_steps=25, batch_size=32, micro_batch_size=16)
     first, last = steps[0][1]["objective/scores"], steps[-1][1]["objective/scores"]
     assert last > first + 1.0
     assert steps[-1][1]["objective/kl"] > 0.1
@@ -289,3 +303,139 @@ class Poisoned(nn.Module):
 def test_a_diverged_run_is_given_up_by_name(tmp_path):
     with pytest.raises(InputError, match=r"grad_norm is nan"):
         run(tmp_path, scorer=Poisoned(), total_steps=5, num_epochs=4)
+
+
+def canned(scores, group=2):
+    """A rollout of 4 answers of 3 tokens (the last has 2), as `algorithm.advantages` sees it."""
+    mask = torch.tensor([[True] * 3] * 3 + [[True, True, False]])
+    zeros = torch.zeros(4, 3)
+    ids = torch.randint(1, VOCAB, (4, 3), generator=torch.Generator().manual_seed(0))
+    return Rollout(
+        query_ids=ids[:, :2], query_mask=torch.ones(4, 2, dtype=torch.bool), response_ids=ids, response_mask=mask,
+        ended=torch.ones(4, dtype=torch.bool), group_ids=torch.arange(4) // group, sampler_logprobs=zeros, old_logprobs=zeros,
+        ref_logprobs=zeros, scores=torch.tensor(scores),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ("rloo", [-2.0, 2.0, 0.0, 0.0]),
+        ("grpo", [-(0.5**0.5), 0.5**0.5, 0.0, 0.0]),
+        ("dr_grpo", [-1.0, 1.0, 0.0, 0.0]),
+        ("raft", [0.0, 1.0, 0.0, 0.0]),
+        ("online_dpo", [-1.0, 1.0, 0.0, 0.0]),
+    ],
+)
+def test_advantages_by_hand(algorithm, expected):
+    rollout = canned([1.0, 3.0, 5.0, 5.0])
+    last = torch.zeros(4, 3)
+    last[torch.arange(4), rollout.lengths - 1] = rollout.scores
+    advantages, returns = ALGORITHMS[algorithm].advantages(rollout, last, replace(BASE, algorithm=algorithm), lambda x: x)
+    # grpo divides by the deviation, sqrt(2), plus 1e-4
+    torch.testing.assert_close(advantages, torch.tensor(expected)[:, None] * rollout.response_mask, rtol=1e-4, atol=0)
+    assert not returns.any()
+
+
+def learner_loss(algorithm, rollout, advantages, config, units, kl_coef=0.0):
+    policy = policy_model()
+    learner = Learner(policy, None, ALGORITHMS[algorithm], config)
+    loss, stats = learner(rollout, advantages, torch.zeros_like(advantages), units, 1.0, kl_coef, True)
+    logprobs, _ = response_logprobs(policy, rollout, temperature=1.0)
+    return loss, stats, logprobs
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "raft"])
+def test_the_losses_of_the_group_algorithms_by_a_naive_loop(algorithm):
+    rollout, advantages = canned([0.0] * 4), torch.tensor([0.7, -1.3, 0.4, -0.2])[:, None].expand(4, 3)
+    config = replace(BASE, algorithm=algorithm, max_new_tokens=6, cliprange_high=0.3, kl_coef=0.5)
+    rollout = replace(rollout, old_logprobs=-2.0 * rollout.response_mask, ref_logprobs=-2.3 * rollout.response_mask)
+    loss, _, logprobs = learner_loss(algorithm, rollout, advantages * rollout.response_mask, config, 4.0, kl_coef=0.5)
+    total = 0.0
+    for row in range(4):
+        length, tokens = int(rollout.lengths[row]), []
+        moved = [float(logprobs[row, t]) + 2.0 for t in range(length)]
+        for t in range(length):
+            a, logprob = float(advantages[row, t]), float(logprobs[row, t])
+            ratio = math.exp(sum(moved) / length if algorithm == "gspo" else moved[t])
+            if algorithm == "cispo":
+                policy = -min(ratio, 1.3) * a * logprob
+            elif algorithm == "raft":
+                policy = -a * logprob
+            else:
+                policy = max(-a * ratio, -a * min(max(ratio, 0.8), 1.3))
+            away = -2.3 - logprob
+            tokens.append(policy + (0.0 if algorithm == "raft" else 0.5 * (math.exp(away) - 1 - away)))
+        divisor = {"grpo": length, "gspo": length, "dr_grpo": 6}.get(algorithm, 1)
+        total += sum(tokens) / divisor
+    assert float(loss.detach()) == pytest.approx(total / 4.0, rel=1e-5)
+
+
+def test_online_dpo_is_dpo_on_its_own_pairs_and_a_tie_teaches_nothing():
+    rollout = replace(canned([0.0] * 4), ref_logprobs=-2.0 * canned([0.0] * 4).response_mask)
+    advantages = torch.tensor([-1.0, 1.0, 0.0, 0.0])[:, None] * rollout.response_mask
+    loss, _, logprobs = learner_loss("online_dpo", rollout, advantages, replace(BASE, algorithm="online_dpo", kl_coef=0.3), 2.0)
+    h = [float((logprobs[row] - rollout.ref_logprobs[row]).sum()) for row in (0, 1)]
+    assert float(loss.detach()) == pytest.approx(math.log1p(math.exp(-0.3 * (h[1] - h[0]))) / 2.0, rel=1e-5)
+
+
+def test_answers_without_a_lesson_leave_the_count_of_dapo(tmp_path):
+    """Groups of equal scores: their tokens are not in the mean, so the others' gradient is as large as without them."""
+    rollout = canned([1.0, 3.0, 5.0, 5.0])
+    advantages = torch.tensor([-1.0, 1.0, 0.0, 0.0])[:, None] * rollout.response_mask
+    assert with_a_lesson(rollout, advantages).response_mask.sum(1).tolist() == [3, 3, 0, 0]
+    _, result, _ = run(tmp_path, scorer=lambda r, _: torch.ones(len(r.response_ids)), algorithm="dapo", group_size=4, kl_coef=0.0)
+    assert result["grad_norm"] == 0.0  # nothing to learn at all, and nothing breaks
+
+
+def test_pairs_stay_together_in_minibatches_and_forwards():
+    config = replace(BASE, num_epochs=3, num_minibatches=3)
+    epochs = list(minibatches(16, 5, config, make_accelerator(), 2))
+    assert len(epochs) == 9
+    for epoch in range(3):
+        rows = torch.cat(epochs[3 * epoch : 3 * epoch + 3])
+        assert sorted(rows.tolist()) == list(range(16))
+    assert all((part[0::2] % 2 == 0).all() and (part[1::2] == part[0::2] + 1).all() for part in epochs)
+    rollout = canned([0.0] * 4)
+    assert [part.tolist() for part in by_length(rollout, 2, together=2)] == [[0, 1], [2, 3]]
+
+
+def test_passes_end_once_the_policy_has_moved_far_enough(tmp_path):
+    _, short, _ = run(tmp_path / "a", num_epochs=4, total_steps=1, target_approxkl=1e-6)
+    _, whole, _ = run(tmp_path / "b", num_epochs=4, total_steps=1, target_approxkl=1e6)
+    assert 1 < short["val/optimizer_steps"] < whole["val/optimizer_steps"] == 8
+
+
+def test_while_the_critic_warms_up_the_policy_stands_still(tmp_path):
+    before = weights(policy_model())
+    policy, result, _ = run(tmp_path, total_steps=2, critic_warmup=2)
+    assert torch.equal(weights(policy), before)
+    assert result["loss/value_avg"] > 0
+
+
+def test_the_price_of_distance_stands_in_the_reward_or_in_the_loss_never_in_both(tmp_path):
+    for algorithm, group in (("rloo", 4), ("grpo", 4), ("online_dpo", 2)):
+        _, _, steps = run(tmp_path / algorithm, algorithm=algorithm, group_size=group, total_steps=4, micro_batch_size=4)
+        in_reward, in_loss = steps[-1][1]["objective/non_score_reward"], steps[-1][1].get("loss/kl_avg")
+        assert (in_reward != 0, in_loss is not None) == {"rloo": (True, False), "grpo": (False, True)}.get(
+            algorithm, (False, False)
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"algorithm": "grpo"}, "--group_size is 1, expected at least 2: grpo compares"),
+        ({"algorithm": "online_dpo", "group_size": 4}, "--group_size is 4, expected 2: online_dpo learns from pairs"),
+        ({"algorithm": "online_dpo", "group_size": 2}, "--micro_batch_size is 5, expected an even number"),
+        ({"algorithm": "online_dpo", "group_size": 2, "micro_batch_size": 4, "kl_coef": 0.0}, "--kl_coef is 0"),
+        ({"algorithm": "rloo", "group_size": 4, "critic_warmup": 3}, "--critic_warmup is 3, expected 0"),
+        ({"dual_clip": 0.5}, "--dual_clip is 0.5, expected a finite number above 1"),
+        ({"cliprange_high": -0.1}, "--cliprange_high is -0.1"),
+        ({"kl_coef": 0.0, "kl_target": 3.0}, "--kl_coef is 0, expected more than 0 with --kl_target"),
+        ({"cliprange": 1.5}, "--cliprange is 1.5, expected less than 1"),
+    ],
+)
+def test_settings_that_do_not_fit_an_algorithm_are_refused(tmp_path, changes, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        run(tmp_path, **changes)
