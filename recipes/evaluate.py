@@ -38,7 +38,7 @@ from rlhf_kit.rollout.experience import by_length, response_logprobs
 from rlhf_kit.rollout.scoring import load_function, load_scorer, prompt_text, response_texts
 from rlhf_kit.training.precision import Precision
 
-WORLD_PAIRS = 2_000  # of the embedded world, for the reward model's accuracy
+WORLD_PAIRS = 4_000  # of the embedded world, for the reward model's accuracy
 
 
 @dataclass
