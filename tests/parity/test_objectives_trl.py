@@ -19,7 +19,7 @@ from rlhf_kit.objectives import advantages as ours
 from rlhf_kit.objectives.kl import kl_loss, shape_rewards
 from rlhf_kit.objectives.language_model import linear_cross_entropy
 from rlhf_kit.objectives.logprobs import linear_logprobs
-from rlhf_kit.objectives.policy import aggregate_units, clipped_surrogate, token_weights, value_loss
+from rlhf_kit.objectives.policy import aggregate_units, cispo_surrogate, clipped_surrogate, token_weights, value_loss
 from rlhf_kit.objectives.reward_model import pairwise_loss
 
 LENGTHS = torch.tensor([6, 4, 1, 6])
@@ -128,6 +128,8 @@ def test_both_losses_and_their_gradients_equal_the_ppo_trainer_away_from_ratio_o
         ("grpo", "sequence_mean", "token", 0.04, None),
         ("grpo", "sequence_mean", "sequence", 0.0, None),
         ("dr_grpo", "sequence_sum", "token", 0.0, None),
+        ("dapo", "token_mean", "token", 0.04, None),
+        ("cispo", "token_mean", "token", 0.04, None),
     ],
 )
 def test_the_surrogate_equals_grpo_in_each_of_its_variants(grpo_trainer, loss_type, aggregate, level, beta, delta):
@@ -137,8 +139,8 @@ def test_the_surrogate_equals_grpo_in_each_of_its_variants(grpo_trainer, loss_ty
     logprobs = (old + 0.4 * torch.randn(4, 6, dtype=torch.float64)).requires_grad_()
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *args, **kwargs: (logprobs, torch.zeros(4, 6), None),
-        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=delta),
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, num_processes=1),
+        args=SimpleNamespace(use_bias_correction_kl=False, delta=delta, steps_per_generation=1),
         model=SimpleNamespace(training=True),
         _metrics={"train": defaultdict(list)},
         aux_loss_enabled=False,
@@ -148,7 +150,7 @@ def test_the_surrogate_equals_grpo_in_each_of_its_variants(grpo_trainer, loss_ty
         beta=beta,
         loss_type=loss_type,
         epsilon_low=0.2,
-        epsilon_high=0.28,
+        epsilon_high=1.28 if loss_type == "cispo" else 0.28,
         use_vllm=False,
         current_gradient_accumulation_steps=1,
         max_completion_length=9,
@@ -157,14 +159,17 @@ def test_the_surrogate_equals_grpo_in_each_of_its_variants(grpo_trainer, loss_ty
     ids = torch.zeros(4, 6, dtype=torch.long)
     inputs = {
         "prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": MASK.long(),
-        "advantages": advantages, "old_per_token_logps": old, "ref_per_token_logps": ref,
+        "advantages": advantages, "old_per_token_logps": old, "ref_per_token_logps": ref, "num_items_in_batch": MASK.sum(),
     }  # fmt: skip
     want = grpo_trainer.GRPOTrainer._compute_loss(trainer, None, inputs)
 
     weights = token_weights(MASK, aggregate, 9 if aggregate == "sequence_sum" else None)
     options = {"cliprange": 0.2, "cliprange_high": 0.28, "dual_clip": delta, "weights": weights}
     options["level"] = "token" if level == "token" else "sequence_mean"
-    loss, _ = clipped_surrogate(logprobs, old, advantages, MASK, **options)
+    if loss_type == "cispo":
+        loss, _ = cispo_surrogate(logprobs, old, advantages, MASK, max_ratio=1.28, weights=weights)
+    else:
+        loss, _ = clipped_surrogate(logprobs, old, advantages, MASK, **options)
     loss = (loss + beta * kl_loss(logprobs, ref, MASK, weights=weights)[0]) / aggregate_units(MASK, aggregate)
     # Our weights are fp32: a seventh digit for thirds and ninths, nothing for whole numbers.
     rtol = 1e-12 if aggregate == "token_mean" else 1e-6
