@@ -79,13 +79,13 @@ def test_a_reward_models_scores_of_demonstrations_average_to_zero_and_its_loss_i
     assert read_metrics(tmp_path / "reward" / "metrics.jsonl")[0]["train/loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
 
 
-def test_ppo_stops_at_every_token_the_model_names_and_drops_nothing_out(
+def test_ppo_stops_at_every_token_the_model_names_computes_as_told_and_drops_nothing_out(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
 
     def online(policy: Any, prompts: Any, scorer: Any, config: Any, accelerator: Any, **options: Any) -> dict[str, float]:
-        given.update(options, policy=policy)
+        given.update(options, policy=policy, accelerator=accelerator)
         return {}
 
     monkeypatch.setattr(ppo, "online", online)
@@ -99,7 +99,8 @@ def test_ppo_stops_at_every_token_the_model_names_and_drops_nothing_out(
     model = save(tokenizer, tmp_path / "sft", stop=[33, 44], dropout=0.5)
     judge = save(tokenizer, tmp_path / "reward", scalar=True, dropout=0.5)
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"tell me {i}"} for i in range(8)])
-    ppo.main(ppo.PPOConfig(output_dir=tmp_path / "ppo", model=model, reward=judge, data=prompts, batch_size=8))
+    ppo.main(ppo.PPOConfig(output_dir=tmp_path / "ppo", model=model, reward=judge, data=prompts, batch_size=8, precision="bf16"))
+    assert given["accelerator"].mixed_precision == "bf16"
     assert given["eos_ids"] == (tokenizer.eos_token_id, 33, 44)
     ids = torch.arange(20).view(2, 10)
     for name in ("policy", "reference", "critic", "reward"):
@@ -156,6 +157,7 @@ def test_after_is_the_model_and_before_its_reference_in_every_figure(
         splits.append(split)
         return [{"prompt": [{"role": "user", "content": text}]} for text in ASKED]
 
+    monkeypatch.setattr("recipes.common.best_device", lambda: torch.device("cpu"))  # where the given answers are
     monkeypatch.setattr(evaluate, "sample_rollouts", sample_rollouts)
     monkeypatch.setattr(evaluate, "prompts", prompts)
     (tmp_path / "asked.py").write_text(REWARDS.replace("{asked}", repr(ASKED)))
@@ -204,9 +206,9 @@ def test_after_is_the_model_and_before_its_reference_in_every_figure(
     for part in parts:
         for i in range(len(part.response_ids)):
             query, answer = part.query_ids[i][part.query_mask[i]], part.response_ids[i][part.response_mask[i]]
-            ids = torch.cat([query, answer])[None].to(sides[0].device)
+            ids = torch.cat([query, answer])[None]
             with torch.no_grad():
-                ours, theirs = (m(input_ids=ids).logits[0, len(query) - 1 : -1].log_softmax(-1).cpu() for m in sides)
+                ours, theirs = (m(input_ids=ids).logits[0, len(query) - 1 : -1].log_softmax(-1) for m in sides)
             gaps.append(float((ours - theirs).gather(1, answer[:, None]).sum()))
     assert found["kl"]["estimate"] == pytest.approx(np.mean(gaps), rel=1e-4)
 
