@@ -92,7 +92,8 @@ class Metrics:
             _keep_until(self.path, -1 if resume_step is None else resume_step)
             self._trackers = [_start(name, self.path.parent, self.first_step) for name in trackers]
             for tracker in self._trackers:
-                tracker.store_init_configuration(dict(settings or {}))
+                plain = isinstance(tracker, TensorBoardTracker)  # it takes no lists, and `trackers` is one
+                tracker.store_init_configuration({k: _word(v) if plain else v for k, v in (settings or {}).items()})
 
     def log(self, step: int, metrics: Mapping[str, Any], units: float | None = None) -> None:
         """Report `metrics` (floats, 0-dim tensors, words) of optimizer step `step`, counted from 1 as the number of steps done.
@@ -209,6 +210,10 @@ def _start(name: str, output_dir: Path, first_step: int) -> GeneralTracker:
         tracker = {"trackio": TrackioTracker, "wandb": WandBTracker}[name]("rlhf_kit", name=output_dir.resolve().name)
     tracker.start()
     return tracker
+
+
+def _word(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _clock(seconds: float) -> str:

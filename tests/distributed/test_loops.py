@@ -220,7 +220,7 @@ def one_update(algorithm: str, rank: int, world: int, config: OnlineConfig) -> t
     part = whole.rows(own)
     raw = Learner(language_model(), scalar_model() if algorithm == "ppo" else None, ALGORITHMS[algorithm], config)
     raw.eval()
-    optimizer = make_optimizer(raw, learning_rate=1e-2)
+    optimizer = make_optimizer(raw, learning_rate=1e-2, eps=1e-3)  # Adam would make steps of rounding errors in gradients near 0
     learner, optimizer = accelerator.prepare(raw, optimizer)
     assert part.old_logprobs is not None
     assert part.ref_logprobs is not None
@@ -236,8 +236,14 @@ def one_update(algorithm: str, rank: int, world: int, config: OnlineConfig) -> t
 
 
 @pytest.mark.parametrize(("algorithm", "group"), [("ppo", 1), ("rloo", 4), ("dr_grpo", 4), ("dapo", 2), ("online_dpo", 2)])
-def test_the_update_on_a_split_rollout_is_that_on_the_whole(algorithm: str, group: int, run_ranks: Any) -> None:
-    config = replace(ONLINE, algorithm=algorithm, group_size=group, num_epochs=2, num_minibatches=1, whiten_rewards=True)
+def test_the_update_on_a_split_rollout_is_that_on_the_whole(
+    algorithm: str, group: int, run_ranks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the order of the rollout, the halves of two ranks' shares are the shares of the whole's halves.
+    monkeypatch.setattr(module.torch, "randperm", lambda n, generator: torch.arange(n))
+    config = replace(
+        ONLINE, algorithm=algorithm, group_size=group, num_epochs=2, num_minibatches=2, whiten_rewards=True, micro_batch_size=4
+    )
     expected, whole = one_update(algorithm, 0, 1, config)
     (stats, first), (others, second) = run_ranks(lambda rank: one_update(algorithm, rank, 2, config))
     assert torch.equal(first, second)
@@ -245,8 +251,7 @@ def test_the_update_on_a_split_rollout_is_that_on_the_whole(algorithm: str, grou
     assert expected["units"] == stats["units"] == float(rollout(16).response_mask.sum())
     for name, value in expected.items():
         assert stats[name] == pytest.approx(value, rel=1e-5, abs=2e-6), name
-    # fp32: the sums run in another order, and Adam's first steps are of the learning rate's size however small a gradient is.
-    torch.testing.assert_close(first, whole, rtol=0, atol=2e-4)
+    torch.testing.assert_close(first, whole, rtol=0, atol=2e-6)  # fp32: the sums run in another order
 
 
 def count_threes(rollout: Rollout, rows: list[Any]) -> Tensor:

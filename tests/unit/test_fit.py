@@ -13,7 +13,7 @@ from rlhf_kit.data.examples import PreferenceExample
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.models.loading import load_causal_lm
-from rlhf_kit.training.distributed import make_accelerator
+from rlhf_kit.training.distributed import make_accelerator, seed_everything_for_step
 from rlhf_kit.training.fit import FitConfig, evaluate, fit
 from rlhf_kit.training.stages import LanguageModelling, RewardModelling, Stage
 
@@ -104,6 +104,72 @@ def test_the_gradient_is_that_of_the_mean_over_all_trained_tokens(tmp_path):
     assert logged(tmp_path, "grad_norm")[0] == pytest.approx(float(norm), rel=1e-5)
 
 
+def test_seven_steps_are_adamw_written_out(tmp_path):
+    """Decay, warmup, cosine, clipping, dropout and reports against a plain loop, every setting off its default."""
+    settings = config(
+        tmp_path, seed=5, max_steps=7, warmup_fraction=0.3, final_lr_fraction=0.2, weight_decay=0.5, adam_beta1=0.8,
+        adam_beta2=0.9, adam_eps=1e-3, max_grad_norm=2.2, log_every=3, eval_every=4, keep_best=False,
+    )  # fmt: skip
+    factors = [1 / 3, 2 / 3, *(0.2 + 0.4 * (1 + np.cos(np.pi * done / 5)) for done in range(5))]
+    train, held_out = batches(3), batches(8, count=11)
+    model, plain = language_model(dropout=0.3), language_model(dropout=0.3)
+    fit(LanguageModelling(model), train, settings, make_accelerator(), tokenizer=Saves(), eval_batches=held_out)
+
+    def losses(micro_batches):
+        """Of every trained token, in order."""
+        of_batches = []
+        for batch in micro_batches:
+            logits = plain(input_ids=batch.input_ids).logits[:, :-1].flatten(0, 1)
+            labels = batch.labels[:, 1:].flatten()
+            of_batches.append(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="none")[labels >= 0])
+        return torch.cat(of_batches)
+
+    state = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in plain.named_parameters()}
+    seen, norms, evaluations = [], [], []
+    for step, factor in enumerate(factors):
+        plain.train()
+        seed_everything_for_step(5, step, 0)  # the same masks of dropout
+        now = losses(train.micro_batches(step, 0, 1))
+        plain.zero_grad()
+        now.mean().backward()
+        seen.append(now.tolist())
+        norms.append(float(torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()))
+        with torch.no_grad():
+            for name, p in plain.named_parameters():
+                first, second = state[name]
+                gradient = p.grad * min(1.0, 2.2 / norms[-1])
+                first.mul_(0.8).add_(0.2 * gradient)
+                second.mul_(0.9).add_(0.1 * gradient**2)
+                p.mul_(1 - 1e-2 * factor * (0.5 if p.ndim > 1 else 0.0))
+                p -= 1e-2 * factor * (first / (1 - 0.8 ** (step + 1))) / ((second / (1 - 0.9 ** (step + 1))).sqrt() + 1e-3)
+            if step + 1 in (4, 7):
+                plain.eval()
+                evaluations.append(float(losses(b for i in range(2) for b in held_out.micro_batches(i, 0, 1)).mean()))
+
+    assert min(norms) < 2.2 < max(norms)  # the clip binds at some steps and not at others
+    # Sums in another order; Adam's eps of 1e-3 keeps that out of the weights, which moved by 1e-2 to 1e-1.
+    torch.testing.assert_close(weights(model), weights(plain), rtol=0, atol=3e-6)
+    windows = [np.concatenate(part) for part in (seen[:3], seen[3:6], seen[6:])]  # a report is of the tokens since the last one
+    assert logged(tmp_path, "train/loss") == pytest.approx([tokens.mean() for tokens in windows], rel=1e-5)
+    assert logged(tmp_path, "lr") == pytest.approx([1e-2 * factors[i] for i in (2, 5, 6)])
+    assert logged(tmp_path, "grad_norm") == pytest.approx([norms[i] for i in (2, 5, 6)], rel=1e-4)
+    assert logged(tmp_path, "eval/loss") == pytest.approx(evaluations, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factor"), [("constant", 1.0), ("linear", 1 - 0.8 * 7 / 8), ("wsd", 0.6), ("cosine", 0.2 + 0.4 * (1 - 0.92388))]
+)
+def test_the_last_of_eight_steps_has_the_rate_of_the_configs_schedule(tmp_path, schedule, factor):
+    run(tmp_path, max_steps=8, schedule=schedule, final_lr_fraction=0.2, train=batches(8))
+    assert logged(tmp_path, "lr")[-1] == pytest.approx(1e-2 * factor, rel=1e-4)
+
+
+def test_every_tracker_is_told(tmp_path):
+    run(tmp_path, max_steps=1, trackers=("tensorboard",))
+    (events,) = tmp_path.glob("tensorboard/events.*")
+    assert b"train/loss" in events.read_bytes()
+
+
 class Killed(Exception):
     """The machine went away."""
 
@@ -184,9 +250,17 @@ def test_the_best_weights_are_kept_not_the_last(tmp_path):
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path):
-    plain = run(tmp_path / "a", max_steps=3)
-    checkpointed = run(tmp_path / "b", max_steps=3, gradient_checkpointing=True)
-    torch.testing.assert_close(weights(plain), weights(checkpointed), rtol=0, atol=1e-6)
+    calls, trained = [0, 0], []
+    for i, name in enumerate("ab"):
+        model = language_model()
+
+        def count(*_, i=i):
+            calls[i] += torch.is_grad_enabled()  # not the check of the head
+
+        model.model.gpt.layers[0].attn.register_forward_pre_hook(count)
+        trained.append(run(tmp_path / name, model=model, max_steps=3, gradient_checkpointing=name == "b"))
+    torch.testing.assert_close(weights(trained[0]), weights(trained[1]), rtol=0, atol=1e-6)
+    assert calls == [3 * 2, 3 * 2 * 2]  # two micro-batches a step, each computed again in the backward
 
 
 def test_bf16_computes_in_bf16_over_fp32_weights(tmp_path):

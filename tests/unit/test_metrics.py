@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -143,6 +144,13 @@ def test_tensorboard_gets_the_finite_numbers_and_forgets_what_is_redone(tmp_path
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["scalars"] == ["loss"]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 12.0), (3, 13.0)]
+
+
+def test_tensorboard_takes_the_settings_of_a_run_lists_and_nothings_among_them(tmp_path: Path, accelerator: Accelerator) -> None:
+    settings = {"seed": 1, "max_steps": None, "resume": False, "trackers": ["tensorboard"]}
+    Metrics(accelerator, tmp_path, 10, trackers=["tensorboard"], settings=settings).close()
+    (told,) = (tmp_path / "tensorboard").glob("*/hparams.yml")
+    assert yaml.safe_load(told.read_text()) == settings | {"trackers": "['tensorboard']"}
 
 
 FAKE = """

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from benchmarks.closed_form import LENGTH, PROMPTS, VOCAB, WorldPrompts
+from recipes.ppo import PPOConfig
 from rlhf_kit.batches import Rollout
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_values
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.models.loading import Lora, load_causal_lm, load_scalar_model
-from rlhf_kit.rollout.experience import by_length, response_logprobs
+from rlhf_kit.rollout.experience import by_length, response_logprobs, response_values
 from rlhf_kit.training import online as module
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.distributed import make_accelerator
@@ -41,10 +42,10 @@ def policy_model(dropout: float = 0.0) -> GPTForCausalLM:
     return GPTForCausalLM(GPTConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=16, dropout=dropout))
 
 
-def critic_model() -> GPTForSequenceClassification:
+def critic_model(dropout: float = 0.0) -> GPTForSequenceClassification:
     torch.manual_seed(1)
     return GPTForSequenceClassification(
-        GPTConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=16, num_labels=1)
+        GPTConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=16, num_labels=1, dropout=dropout)
     )
 
 
@@ -59,7 +60,7 @@ BASE = OnlineConfig(
 )  # fmt: skip
 
 
-def run(path, policy=None, critic=None, scorer=count_threes, reference="copy", prompts=None, **changes):
+def run(path, policy=None, critic=None, scorer=count_threes, reference="copy", prompts=None, accelerator=None, **changes):
     policy = policy or policy_model()
     config = replace(BASE, output_dir=path, **changes)
     steps = []
@@ -68,7 +69,7 @@ def run(path, policy=None, critic=None, scorer=count_threes, reference="copy", p
         prompts or WorldPrompts(config.batch_size, config.group_size),
         scorer,
         config,
-        make_accelerator(),
+        accelerator or make_accelerator(),
         tokenizer=Saves(),
         eos_ids=(EOS,),
         reference=copy.deepcopy(policy) if reference == "copy" else reference,
@@ -209,12 +210,72 @@ def test_the_critic_is_saved_and_reads_the_reward_at_its_start(tmp_path):
 
 
 def test_dropout_is_off_in_every_forward(tmp_path):
-    policy = policy_model(dropout=0.5)
-    _, _, steps = run(tmp_path, policy=policy, total_steps=1, num_epochs=1, num_minibatches=1)
-    assert abs(steps[0][1]["val/ratio"] - 1.0) < 1e-5
-    rollout = steps[0][0]
+    policy, critic = policy_model(dropout=0.5), critic_model(dropout=0.5)
+    assert policy.training and critic.training  # as they come
+    _, _, steps = run(tmp_path, policy=policy, critic=critic, total_steps=1, learning_rate=0.0)
+    rollout, stats = steps[0]
+    assert abs(stats["val/ratio"] - 1.0) < 1e-5
+    assert stats["objective/kl"] == 0.0  # nor in the reference
+    assert stats["val/clipfrac_avg"] == 0.0  # nor in the critic: it did not move
     first, second = (response_logprobs(policy, rollout, temperature=1.0)[0] for _ in range(2))
     assert torch.equal(first, second)
+    first, second = (response_values(critic, rollout) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_bf16_computes_in_bf16_over_fp32_weights(tmp_path, monkeypatch):
+    """Sampling, all three prices and the update; and the gradient is that of fp32, but for its rounding."""
+    policy, critic = policy_model(), critic_model()
+    reference, used = copy.deepcopy(policy), {}
+
+    def watch(name, model):
+        for part in model.modules():
+            if isinstance(part, nn.Linear):
+                part.register_forward_hook(
+                    lambda _, __, output: used.setdefault((name, output.requires_grad), set()).add(output.dtype)
+                )
+
+    for name, model in (("policy", policy), ("critic", critic), ("reference", reference)):
+        watch(name, model)
+    once = {"total_steps": 1, "num_epochs": 1, "num_minibatches": 1}
+    _, _, steps = run(
+        tmp_path / "bf16", policy=policy, critic=critic, reference=reference, accelerator=make_accelerator("bf16"), **once
+    )
+    sampled, learned = {("policy", False), ("critic", False), ("reference", False)}, {("policy", True), ("critic", True)}
+    assert used == {key: {torch.bfloat16} for key in sampled | learned}
+    assert {p.dtype for model in (policy, critic) for p in model.parameters()} == {torch.float32}
+    rollout, stats = steps[0]
+    assert stats["objective/kl"] == 0.0
+    assert stats["val/sampler_logprob_gap"] < 0.02  # the sampler sees a token at a time: other roundings, of 2^-8 each
+
+    monkeypatch.setattr(module, "collect", lambda *_, **__: rollout)
+    _, _, ((_, plain),) = run(tmp_path / "fp32", **once)
+    for key in ("grad_norm", "grad_norm/critic", "loss/value_avg"):
+        assert stats[key] != plain[key]
+        assert stats[key] == pytest.approx(plain[key], rel=3e-2)
+
+
+def test_the_defaults_are_those_of_the_paper():
+    """Huang et al. 2024: Adam's eps 1e-5 and a rate of 3e-6 that falls to 0 by equal steps, 4 epochs; no decay, no warmup."""
+    for config in (OnlineConfig(), PPOConfig()):
+        assert (config.adam_eps, config.learning_rate, config.critic_learning_rate) == (1e-5, 3e-6, None)
+        assert (config.schedule, config.final_lr_fraction, config.warmup_fraction) == ("linear", 0.0, 0.0)
+        assert (config.num_epochs, config.num_minibatches, config.weight_decay) == (4, 1, 0.0)
+        assert (config.kl_coef, config.kl_estimator, config.kl_target, config.temperature) == (
+            0.05,
+            None,
+            None,
+            1.0,
+        )  # k1 in the reward
+        assert (config.cliprange, config.cliprange_value, config.vf_coef, config.gamma, config.lam) == (0.2, 0.2, 0.1, 1.0, 0.95)
+        assert (config.whiten_rewards, config.missing_eos_penalty) == (False, 1.0)
+
+
+def test_every_tracker_is_told_of_settings_and_numbers(tmp_path):
+    run(tmp_path, total_steps=1, trackers=("tensorboard",))
+    (events,) = tmp_path.glob("tensorboard/events.*")
+    assert b"objective/kl" in events.read_bytes()
+    assert any(b"cliprange_value" in path.read_bytes() for path in tmp_path.glob("tensorboard/**/events.*"))
 
 
 def test_lora_moves_the_adapter_alone_and_its_base_is_the_reference(tmp_path):
