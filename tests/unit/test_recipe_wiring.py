@@ -13,7 +13,8 @@ import torch
 
 from recipes import evaluate, ppo, reward
 from rlhf_kit.batches import Rollout
-from rlhf_kit.data.records import load_sft, preference_examples, sft_examples
+from rlhf_kit.data.examples import preference_examples, sft_examples
+from rlhf_kit.data.records import load_sft
 from rlhf_kit.data.tokenizer import train_tokenizer
 from rlhf_kit.evaluation.generation import length_controlled_win_rate
 from rlhf_kit.models.access import scalar_scores
