@@ -16,7 +16,7 @@ from recipes.common import load_policy, writable
 from rlhf_kit.config import run_recipe
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.convert import to_transformers
-from rlhf_kit.models.loading import quiet
+from rlhf_kit.models.loading import disable_dropout, quiet
 
 
 @dataclass
@@ -34,7 +34,7 @@ def main(config: ExportConfig) -> float:
         raise InputError("--output_dir", str(config.output_dir), "which holds a stage's run: choose another folder")
     writable(config.output_dir)
     model, tokenizer = load_policy(config.model)
-    model.cpu()
+    disable_dropout(model.cpu())  # the layouts have no place for it, and an exported model answers without
     exported = to_transformers(model)
     with TemporaryDirectory(dir=config.output_dir, prefix=".tmp-") as folder:  # an unsound export leaves nothing
         with quiet():

@@ -52,7 +52,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size: 300 to 50,257, control tokens and the 256 bytes included. A text too small for so many merges
             gives fewer, with a warning: size the model by `len(tokenizer)`.
     Raises:
-        InputError: `vocab_size` out of range.
+        InputError: `vocab_size` out of range, no text to learn from.
     """
     if not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
         raise InputError("vocab_size", vocab_size, f"expected {MIN_VOCAB} to {MAX_VOCAB}: 8,192 suits a small model")
@@ -69,6 +69,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() == len(SPECIAL_TOKENS) + 256:
+        raise InputError("texts", 0, "expected at least one with a pair of letters to merge: check that --data is not empty")
     if backend.get_vocab_size() < vocab_size:
         logger.warning("vocab_size is %d, the text yields %d: the vocabulary is smaller", vocab_size, backend.get_vocab_size())
     return PreTrainedTokenizerFast(

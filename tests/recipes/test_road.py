@@ -312,3 +312,16 @@ def test_a_reward_model_with_another_vocabulary_judges_texts_and_is_no_start_for
     (row,) = read_metrics(tmp_path / "ppo" / "metrics.jsonl")
     assert row["val/explained_variance"] == pytest.approx(0.0, abs=1e-6)  # a zero head: every first value is 0
     assert row["objective/scores"] is not None
+
+
+def test_a_model_that_was_pretrained_with_dropout_is_exported_without(road: Path, recipe: Any, tmp_path: Path) -> None:
+    recipe(
+        "pretrain",
+        tokenizer=road / "tokenizer",
+        output_dir=tmp_path / "pretrain",
+        max_steps=1,
+        dropout=0.1,
+        max_seq_len=24,
+        sequence_length=16,
+    )
+    assert recipe("export", model=tmp_path / "pretrain", output_dir=tmp_path / "exported") < 1e-5

@@ -279,3 +279,9 @@ def test_a_message_that_spells_an_added_control_token_without_a_role_is_refused(
 def test_half_a_character_is_no_message(tokenizer):
     with pytest.raises(InputError, match=r"user message is 'Gr\\udcfc', expected text \(surrogates not allowed\)"):
         encode_prompt(tokenizer, [{"role": "user", "content": b"Gr\xfc".decode("utf-8", "surrogateescape")}])
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["a"]])
+def test_texts_without_anything_to_merge_are_refused(texts):
+    with pytest.raises(InputError, match="check that --data is not empty"):
+        train_tokenizer(texts, 400)
