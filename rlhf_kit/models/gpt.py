@@ -36,9 +36,7 @@ class GPTOptions:
     n_kv_heads: int | None = None  # fewer than n_heads: grouped-query attention; None: n_heads
     head_dim: int | None = None  # None: d_model / n_heads
     d_mlp: int | None = None  # None: 4 d_model, for swiglu 8/3 d_model rounded up to a multiple of 64
-    max_seq_len: int = (
-        1024  # learned positions have no more; for the others it is the longest that the kit's stages and `generate` will feed
-    )
+    max_seq_len: int = 1024  # the longest that the kit's stages and `generate` feed; learned positions have no more
     position: str = "rotary"  # learned | rotary | none
     norm: str = "rmsnorm"  # layernorm | rmsnorm
     norm_place: str = "pre"  # pre: x + f(norm(x)), one more norm at the end; post: norm(x + f(x))
