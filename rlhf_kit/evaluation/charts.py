@@ -13,46 +13,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rlhf_kit.wording import MINUS, THIN, count, number, percent, scientific
+
 WIDTH, HEIGHT = 372, 214
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 30
-THIN, MINUS = "\u202f", "\u2212"  # a narrow no-break space, and a minus that is no hyphen
 MOST_POINTS = 240  # a plot is 316 units wide: more points only add bytes
 
 Format = Callable[[float], str]
-
-
-def count(value: float) -> str:
-    """A whole number with grouped thousands."""
-    return f"{value:,.0f}".replace(",", THIN).replace("-", MINUS)
-
-
-def number(value: float) -> str:
-    """A measurement at three significant digits, with a true minus sign."""
-    size = abs(value)
-    if size == 0:
-        return "0"
-    if size >= 999.5:
-        return count(value) if size < 1e7 else _scientific(value)
-    if size < 9.95e-4:
-        return _scientific(value)
-    decimals = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.0995 else 3 if size >= 0.00995 else 4
-    text = f"{value:.{decimals}f}"
-    return text.replace("-", MINUS)
-
-
-def _scientific(value: float) -> str:
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", MINUS)
-
-
-def percent(value: float) -> str:
-    """A share as a percentage with one decimal, none where it is whole."""
-    return f"{100 * value:.1f}".removesuffix(".0").replace("-", MINUS) + f"{THIN}%"
-
-
-def thousandths(value: float) -> str:
-    """A number at three decimals, for what differs from 1 by little."""
-    return f"{value:.3f}".replace("-", MINUS)
 
 
 def _tick_texts(values: Sequence[float], form: Format) -> list[str]:
@@ -61,7 +28,7 @@ def _tick_texts(values: Sequence[float], form: Format) -> list[str]:
         return [form(value) for value in values]
     largest = max(abs(value) for value in values)
     if not 0.005 <= largest < 1e6 and largest:
-        return ["0" if value == 0 else _scientific(value) for value in values]
+        return ["0" if value == 0 else scientific(value) for value in values]
     decimals = max(len(f"{value:.6f}".rstrip("0").split(".")[1]) for value in values)
     return [f"{value:,.{decimals}f}".replace(",", THIN).replace("-", MINUS) for value in values]
 

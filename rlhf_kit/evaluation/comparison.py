@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from rlhf_kit.evaluation.charts import number, percent
 from rlhf_kit.evaluation.figures import card, frontier
 from rlhf_kit.evaluation.runs import Run, is_number
+from rlhf_kit.wording import number, percent
 
 # Who may say which answer is better, the most trustworthy first: label, and the words behind a verdict.
 JUDGES = {

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from rlhf_kit.evaluation.charts import THIN, Guide, Series, line_chart, number, percent, reliability_chart, smoothed, thousandths
+from rlhf_kit.evaluation.charts import Guide, Series, line_chart, reliability_chart, smoothed
 from rlhf_kit.evaluation.runs import Run, StageRun, is_number
+from rlhf_kit.wording import THIN, number, percent, thousandths
 
 
 @dataclass
 class Plot:
-    """A plot of one metric: its key, title, the name of its line, and its caption."""
+    """A plot of one or more metrics: their keys with the names of their lines, title, and caption."""
 
-    key: str
+    lines: Mapping[str, str]
     title: str
-    label: str
     caption: str
     form: Callable[[float], str] = number
     guide: Guide | None = None
@@ -28,99 +28,151 @@ class Plot:
     optional: bool = False  # shown only where the metric moves
 
     def draw(self, stage: StageRun) -> str:
-        """The figure as HTML, empty where the stage did not log the metric."""
-        x, y = stage.curve(self.key)
-        if self.optional and len(set(y)) < 2:
+        """The figure as HTML, empty where the stage did not log the metrics."""
+        curves = [stage.curve(key) for key in self.lines]
+        if self.optional and not any(len(set(y)) > 1 for _, y in curves):
             return ""
-        series = [Series(self.label, x, y, smooth=self.smooth)]
+        series = [
+            Series(name, *c, colour=i, smooth=self.smooth) for i, (name, c) in enumerate(zip(self.lines.values(), curves), 1)
+        ]
         include = (0.0,) if self.from_zero else ()
         return figure(self.title, series, self.caption, self.form, include=include, guide=self.guide, settle=self.settle)
 
 
 GRADIENT = Plot(
-    "grad_norm",
+    {"grad_norm": "norm"},
     "Gradient norm",
-    "norm",
     "Steady or falling. Spikes that do not come back ask for a lower learning rate.",
     settle=True,
 )
 LEARNING_RATE = Plot(
-    "lr", "Learning rate", "rate", "The schedule that was really used: warm-up, then decay.", from_zero=True, smooth=False
+    {"lr": "rate"},
+    "Learning rate",
+    "The schedule that was really used: warm-up, then decay.",
+    from_zero=True,
+    smooth=False,
 )
 
-ONLINE = (
+# What an online run shows after its rewards, in groups. What raises an alarm is in rlhf_kit/health.py.
+REWARD = (
     Plot(
-        "objective/kl",
+        {"objective/kl": "KL"},
         "KL from the reference (nats an answer)",
-        "KL",
         "Starts at 0, rises, then flattens. Steadily below 0 is a bug; rising without end, the reward is being gamed.",
         from_zero=True,
     ),
     Plot(
-        "response/length", "Answer length (tokens)", "length", "Growing while gold does not improve: the reward pays for length."
+        {"objective/scores_std": "deviation", "objective/scores_max": "best answer"},
+        "Spread of the scores",
+        "Narrows as the policy learns. A sudden widening: a few answers have found something that pays. Read them.",
     ),
     Plot(
-        "response/eos_rate",
+        {"reward/ensemble_spread": "spread"},
+        "Disagreement of the reward models",
+        "Flat where they know what they judge. Rising, the answers have left what they were trained on.",
+        from_zero=True,
+    ),
+    Plot(
+        {"frac_reward_zero_std": "share"},
+        "Prompts whose answers all score the same",
+        "Nothing is learned from them: too easy, or too hard.",
+        percent,
+        from_zero=True,
+    ),
+    Plot(
+        {"objective/kl_coef": "beta"},
+        "KL coefficient",
+        "The price of a nat of distance; it moves only where a KL target is set.",
+        from_zero=True,
+        optional=True,
+    ),
+)
+ANSWERS = (
+    Plot(
+        {"response/length": "length"},
+        "Answer length (tokens)",
+        "Growing while gold does not improve: the reward pays for length.",
+    ),
+    Plot(
+        {"response/eos_rate": "share"},
         "Answers that end by themselves",
-        "share",
         f"Should stay above 95{THIN}%. A fall means that answers run into the length limit.",
         percent,
         Guide(0.95, 1.0, "healthy"),
     ),
     Plot(
-        "objective/entropy",
+        {"response/length_reward_corr": "correlation"},
+        "Correlation of length and score",
+        "Near 0 or steady. Rising towards 1, the reward pays for length; falling towards −1, for brevity.",
+        guide=Guide(-0.5, 0.5, "usual"),
+    ),
+    Plot(
+        {"response/distinct_1": "tokens", "response/distinct_2": "pairs of tokens"},
+        "Different n-grams, of all",
+        "Falls a little as answers get longer or alike. A plunge while the score rises: one phrase is repeated.",
+        percent,
+    ),
+    Plot(
+        {"objective/entropy": "entropy"},
         "Entropy (nats an answer)",
-        "entropy",
         "Falls slowly. A collapse to 0 means the policy says one thing only.",
     ),
+)
+UPDATES = (
     Plot(
-        "loss/value_avg",
-        "Value loss",
-        "loss",
-        "The critic\u2019s error. It should fall early, then follow the rewards.",
-        settle=True,
-    ),
-    Plot(
-        "val/explained_variance",
-        "Explained variance of the critic",
-        "share of 1",
-        "Above 0.5 the critic helps; below 0 it is worse than a constant.",
-        guide=Guide(0.5, 1.0, "healthy"),
-        settle=True,
-    ),
-    Plot(
-        "policy/clipfrac_avg",
-        "Clipped share of tokens",
-        "clipped",
-        "Some is normal (the band). More: the updates are too large; none: too timid.",
-        percent,
-        Guide(0.05, 0.25, "usual"),
-        from_zero=True,
-    ),
-    Plot(
-        "policy/approxkl_avg",
+        {"policy/approxkl_avg": "step"},
         "Step size (approximate KL, nats)",
-        "step",
         "How far one rollout moves the policy. Above the line: lower the learning rate.",
         guide=Guide(0.02, 0.02, "0.02"),
         from_zero=True,
     ),
     Plot(
-        "val/ratio",
+        {"policy/clipfrac_avg": "clipped"},
+        "Clipped share of tokens",
+        "Some is normal (the band). More: the updates are too large; none, while nothing is learned: too timid.",
+        percent,
+        Guide(0.05, 0.25, "usual"),
+        from_zero=True,
+    ),
+    Plot(
+        {"val/ratio": "ratio"},
         "Probability ratio, new to old",
-        "ratio",
         "Stays in the band round 1. Far from it, sampling and training disagree.",
         thousandths,
         Guide(0.98, 1.02, "healthy"),
     ),
-    GRADIENT,
     Plot(
-        "objective/kl_coef",
-        "KL coefficient",
-        "beta",
-        "The price of a nat of distance; it moves only where a KL target is set.",
+        {"val/sampler_logprob_gap": "mean", "val/sampler_logprob_gap_max": "largest"},
+        "Sampler to update (nats a token)",
+        "How far the log-probabilities of sampling and training are apart. More than rounding is a bug.",
         from_zero=True,
+    ),
+    Plot(
+        {"grad_norm": "policy", "grad_norm/critic": "critic"},
+        "Gradient norm",
+        "Steady or falling. Spikes that do not come back ask for a lower learning rate.",
+        settle=True,
+    ),
+    Plot(
+        {"val/skipped_steps": "steps"},
+        "Updates left out",
+        "Steps of a rollout whose gradient was not finite. Any is too many: look at the scores.",
+        from_zero=True,
+        smooth=False,
         optional=True,
+    ),
+    Plot(
+        {"loss/value_avg": "loss"},
+        "Value loss",
+        "The critic’s error. It should fall early, then follow the rewards.",
+        settle=True,
+    ),
+    Plot(
+        {"val/explained_variance": "share of 1"},
+        "Explained variance of the critic",
+        "Above 0.5 the critic helps; below 0 it is worse than a constant.",
+        guide=Guide(0.5, 1.0, "healthy"),
+        settle=True,
     ),
 )
 
@@ -158,7 +210,10 @@ def card(title: str, legend: str, content: str, caption: str) -> str:
 def stage_figures(stage: StageRun, run: Run) -> str:
     """All plots of a stage, as HTML."""
     if stage.kind == "online":
-        return _rewards(stage) + "".join(plot.draw(stage) for plot in ONLINE)
+        groups = {"Reward and distance": REWARD, "The answers": ANSWERS, "The updates": UPDATES}
+        drawn = {name: "".join(plot.draw(stage) for plot in plots) for name, plots in groups.items()}
+        drawn["Reward and distance"] = _rewards(stage) + drawn["Reward and distance"]
+        return "".join(f'<p class="group">{name}</p>{plots}' for name, plots in drawn.items() if plots)
     caption = "It should fall and flatten. Held out rising while training falls means overfitting."
     own = figure("Loss (nats a token)", _both(stage, "loss"), caption, settle=True)
     if stage.kind == "reward":

@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_kit.errors import InputError
-from rlhf_kit.evaluation.charts import THIN, count, interval_strip, number, percent, smoothed
+from rlhf_kit.evaluation.charts import interval_strip, smoothed
 from rlhf_kit.evaluation.comparison import JUDGES, change_section, sample_section
 from rlhf_kit.evaluation.figures import stage_figures
 from rlhf_kit.evaluation.health import health_notes
 from rlhf_kit.evaluation.page import page
 from rlhf_kit.evaluation.runs import Run, StageRun, is_number, read_run, run_from_dict, title_of
+from rlhf_kit.wording import THIN, count, number, percent
 
 
 def write_report(run: Path | str | Sequence[Path | str] | Mapping[str, Any] | Run, path: Path | str | None = None) -> Path:

@@ -1,4 +1,5 @@
-"""What a run tells: one JSON line a report in `metrics.jsonl`, the trackers of the user's choice, and a line of progress.
+"""What a run tells: one JSON line a report in `metrics.jsonl`, the trackers of the user's choice, a line of progress, and
+a warning where the curves raise an alarm (`rlhf_kit/health.py`).
 
 The JSON file is the record and the rest is a view of it. A resumed run first drops what was written after the step it resumes
 from, so that no step stands there twice. A full disk costs a report, never the run. Only rank 0 writes.
@@ -23,6 +24,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from torch import Tensor
 
 from rlhf_kit.errors import InputError
+from rlhf_kit.health import Watch
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 SHOWN = (
@@ -85,11 +87,12 @@ class Metrics:
         self.first_step = resume_step or 0
         self.start = self.mark = clock()
         self._latest: dict[str, float] = {}
-        self._printed, self._open_line, self._warned = -math.inf, False, False
+        self._printed, self._open_line, self._lost = -math.inf, False, False
         self._trackers: list[GeneralTracker] = []
         if self.main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _keep_until(self.path, -1 if resume_step is None else resume_step)
+            self._watch = Watch(total_steps, read_metrics(self.path))
             self._trackers = [_start(name, self.path.parent, self.first_step) for name in trackers]
             for tracker in self._trackers:
                 plain = isinstance(tracker, TensorBoardTracker)  # it takes no lists, and `trackers` is one
@@ -99,7 +102,8 @@ class Metrics:
         """Report `metrics` (floats, 0-dim tensors, words) of optimizer step `step`, counted from 1 as the number of steps done.
 
         Numbers that are not finite are written as null, and `nonfinite` says how many. With `units`, how many were processed
-        since the last call that had any, there is also a rate a second, of the time that was not spent `aside`.
+        since the last call that had any, there is also a rate a second, of the time that was not spent `aside`. An alarm is
+        printed when it is first seen, and `alarms` names it in that line of the file.
         """
         now = self.clock()
         if units is not None:
@@ -113,15 +117,19 @@ class Metrics:
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in broken}
         row |= dict.fromkeys(broken) | ({"nonfinite": len(broken)} if broken else {})
         self._latest |= numbers | dict.fromkeys(broken, math.nan)
+        row = {"step": step, "seconds": round(now - self.start, 3), **row}
+        alarms = self._watch.add(row)
+        row |= {"alarms": [note.title for note in alarms]} if alarms else {}
+        for note in alarms:
+            self._warn(f"step {step}: {note.plain()}")
         try:
-            _append(self.path, json.dumps({"step": step, "seconds": round(now - self.start, 3), **row}) + "\n")
+            _append(self.path, json.dumps(row) + "\n")
             for tracker in self._trackers:
                 tracker.log(numbers, step=step)
         except OSError as error:
-            if not self._warned:
-                self._end_line()
-                print(f"warning: reports are lost, {self.path} cannot be written: {error}", file=sys.stderr, flush=True)
-            self._warned = True
+            if not self._lost:
+                self._warn(f"reports are lost, {self.path} cannot be written: {error}")
+            self._lost = True
         self._progress(step, now)
 
     @contextmanager
@@ -165,6 +173,10 @@ class Metrics:
             self._open_line = True
         else:
             print(line, file=sys.stderr, flush=True)
+
+    def _warn(self, text: str) -> None:
+        self._end_line()
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _end_line(self) -> None:
         if self._open_line:

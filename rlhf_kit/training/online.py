@@ -208,7 +208,7 @@ def online(
             kl.update(stats["objective/kl"], config.batch_size)
             if on_step is not None:
                 on_step(done, rollout, stats)
-            if done % config.log_every == 0 or done == config.total_steps:
+            if done % config.log_every == 0 or done in (1, config.total_steps):  # the first one shows the run's health
                 stats = window_means(window)
                 stats |= {
                     "lr": config.learning_rate * factor,
@@ -291,6 +291,8 @@ def update(
                 accelerator.backward(loss)
             sums = added(sums, stats)
             approxkl = added(approxkl, {name: stats[name] for name in ("approxkl", "count")})
+        if not passes:  # nothing has moved yet
+            sums = added(sums, {f"first_{name}": value for name, value in approxkl.items()})
         norm = clip_grad_norm(policy_parameters, config.max_grad_norm or None)
         critic_norm = clip_grad_norm(critic_parameters, config.max_grad_norm or None)  # 0 where there is none
         passes += 1
@@ -311,6 +313,7 @@ def update(
     result = {
         "loss/policy_avg": totals["policy_loss"] / units,
         "policy/approxkl_avg": totals["approxkl"] / terms,
+        "policy/approxkl_first": totals["first_approxkl"] / max(totals["first_count"], 1.0),
         "policy/clipfrac_avg": totals["clipfrac"] / terms,
         "policy/entropy_avg": totals["entropy"] / tokens,
         "val/ratio": ratio,

@@ -15,10 +15,11 @@ import yaml
 
 from rlhf_kit.errors import InputError
 from rlhf_kit.evaluation import charts
-from rlhf_kit.evaluation.charts import MINUS, THIN, Guide, Series, line_chart, number, percent, smoothed, thin, ticks
-from rlhf_kit.evaluation.health import health_notes
+from rlhf_kit.evaluation.charts import Guide, Series, line_chart, smoothed, thin, ticks
 from rlhf_kit.evaluation.report import duration, write_report
-from rlhf_kit.evaluation.runs import StageRun, read_run, run_from_dict
+from rlhf_kit.evaluation.runs import StageRun, read_run
+from rlhf_kit.wording import MINUS, THIN, number, percent
+from tests.unit.synthetic_runs import online_metrics
 
 ATTACK = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'>&amp;"
 
@@ -32,32 +33,6 @@ def fit_metrics(steps: int = 200, loss: float = 2.0, **extra: float) -> list[dic
         )
         if step % 50 == 0:
             rows.append({"step": step, "eval/loss": value + 0.1, **extra})
-    return rows
-
-
-def online_metrics(n: int = 60, **changed: Any) -> list[dict[str, Any]]:
-    """A healthy run; `changed` maps a metric to a function of the share of the run that is done."""
-    rows = []
-    for step in range(1, n + 1):
-        t = (step - 1) / (n - 1)
-        row = {
-            "objective/kl": 8 * t,
-            "objective/scores": 2 * t,
-            "objective/rlhf_reward": 2 * t - 0.4 * t,
-            "objective/entropy": 60 - 20 * t,
-            "policy/approxkl_avg": 0.005,
-            "policy/clipfrac_avg": 0.1,
-            "loss/policy_avg": -0.01,
-            "loss/value_avg": 0.5 - 0.4 * t,
-            "val/ratio": 1.001,
-            "val/explained_variance": 0.2 + 0.6 * t,
-            "response/length": 30 + 10 * t,
-            "response/eos_rate": 0.97,
-            "eval/gold_score": 1.5 * t,
-            "seconds": 2.0 * step,
-        }
-        name = {key.replace("/", "_"): key for key in row}
-        rows.append({"step": step, **row, **{name[key]: value(t) for key, value in changed.items()}})
     return rows
 
 
@@ -179,12 +154,18 @@ def test_one_page_tells_the_whole_run(tmp_path: Path) -> None:
         "Entropy",
         "Value loss",
         "Clipped share",
+        "The answers",
+        "Correlation of length and score",
+        "Different n-grams",
+        "Spread of the scores deviation",
+        "The updates",
+        "Sampler to update",
     ):
         assert title in text
     assert "polite 31 % 84 %" in text
     assert "nested.depth none" in text
-    assert page.count("svg", role="img") == 3 + 3 + 6 + 1 + 11  # two language stages, the reward model, the frontier, PPO
-    assert page.count("p", **{"class": "caption"}) == page.count("figure", **{"class": "card"}) == 26
+    assert page.count("svg", role="img") == 3 + 3 + 6 + 1 + 15  # two language stages, the reward model, the frontier, PPO
+    assert page.count("p", **{"class": "caption"}) == page.count("figure", **{"class": "card"}) == 30
     assert "nan" not in text.lower()
 
 
@@ -260,7 +241,7 @@ def test_the_better_answer_is_marked_by_gold_before_the_reward_model(tmp_path: P
 
 def test_the_gold_peak_is_marked_where_gold_bends_down_and_only_there(tmp_path: Path) -> None:
     def page(name: str, gold: Any) -> Page:
-        return Page(write_report(write_stage(tmp_path / name, online_metrics(eval_gold_score=gold))))
+        return Page(write_report(write_stage(tmp_path / name, online_metrics(changed={"eval/gold_score": gold}))))
 
     bent = page("bent", lambda t: t * (1 - t))
     assert "gold peak" in bent.text
@@ -374,63 +355,6 @@ def test_the_clock_of_a_resumed_stage_is_added_to_the_time_before() -> None:
     assert StageRun("sft", [{"step": 1}]).duration is None
     pairs = [{"step": i, "pairs_per_second": rate} for i, rate in enumerate([7.0, 9.0, 8.0])]
     assert StageRun("reward", pairs).speed == (8.0, "pairs/s")
-
-
-# ---- health -----------------------------------------------------------------------------------------------------------
-
-
-def failed(stage: StageRun, **evaluation: Any) -> list[str]:
-    return [note.title for note in health_notes(run_from_dict({"stages": [stage], "evaluation": evaluation})) if not note.ok]
-
-
-def test_a_healthy_run_raises_no_alarm_and_says_what_was_checked() -> None:
-    notes = health_notes(run_from_dict({"stages": [StageRun("ppo", online_metrics())]}))
-    assert all(note.ok for note in notes)
-    assert len(notes) == 7
-
-
-@pytest.mark.parametrize(
-    ("metric", "values", "alarm"),
-    [
-        ("response_eos_rate", lambda t: 0.99 - 0.1 * t, "Answers are cut off"),
-        ("objective_kl", lambda t: -2 * t, "KL is persistently negative"),
-        ("objective_kl", lambda t: 3 + t, "KL does not start at zero"),
-        ("val_ratio", lambda t: 1 + 0.1 * t, "The ratio is far from 1"),
-        ("val_ratio", lambda t: 1 - 0.1 * t, "The ratio is far from 1"),
-        ("policy_approxkl_avg", lambda t: 0.05, "Updates are large"),
-        ("policy_clipfrac_avg", lambda t: 0.4, "Clipping is common"),
-        ("val_explained_variance", lambda t: 0.1, "The critic explains little"),
-        ("eval_gold_score", lambda t: t * (1 - t), "The reward model is over-optimised"),
-        ("eval_gold_score", lambda t: -t, "The gold score does not rise"),
-        ("loss_value_avg", lambda t: math.nan if t > 0.5 else 1.0, "PPO: a number is not finite"),
-    ],
-)
-def test_each_sickness_raises_its_own_alarm_and_no_other(metric: str, values: Any, alarm: str) -> None:
-    assert failed(StageRun("ppo", online_metrics(**{metric: values}))) == [alarm]
-
-
-def test_a_number_written_as_null_because_it_was_not_finite_is_seen() -> None:
-    assert failed(StageRun("sft", [{"step": 1, "train/loss": None, "nonfinite": 1}])) == [
-        "Supervised fine-tuning: a number is not finite"
-    ]
-    assert failed(StageRun("sft", [{"step": 1, "note": None}])) == []
-
-
-def test_a_noisy_kl_round_zero_is_no_alarm() -> None:
-    noise = iter(np.random.default_rng(0).normal(size=60) * 0.05)
-    assert failed(StageRun("ppo", online_metrics(objective_kl=lambda t: abs(next(noise)) - 0.03))) == []
-
-
-def test_overfitting_and_an_impossible_accuracy_are_seen() -> None:
-    losses = [2.0, 1.5, 1.4, 1.6]
-    rows = [{"step": i, "eval/loss": loss} for i, loss in enumerate(losses)]
-    assert failed(StageRun("sft", rows)) == ["Supervised fine-tuning overfits"]
-    assert failed(StageRun("sft", rows[:3])) == []
-    accuracy = {"estimate": 0.8, "low": 0.75, "high": 0.85, "n": 500}
-    assert failed(StageRun("reward", []), accuracy=accuracy, bayes_accuracy=0.72) == [
-        "Reward model beats the best possible accuracy"
-    ]
-    assert failed(StageRun("reward", []), accuracy=accuracy, bayes_accuracy=0.78) == []
 
 
 # ---- charts and numbers ----------------------------------------------------------------------------------------------
