@@ -93,9 +93,9 @@ def _late(values: list[float]) -> float:
     return sum(tail) / len(tail)
 
 
-def _ends(values: list[float]) -> tuple[float, float]:
-    """The means at the start and at the end, of a tenth of the reports but 2 to 10 of them, so that a late turn is seen soon."""
-    width = min(max(len(values) // 10, 2), 10)
+def _ends(values: list[float], least: int = 2) -> tuple[float, float]:
+    """The means at the start and at the end, of a tenth of the reports but `least` to 10, so that a late turn is seen soon."""
+    width = min(max(len(values) // 10, least), 10)
     return sum(values[:width]) / width, sum(values[-width:]) / width
 
 
@@ -230,16 +230,17 @@ def _answers_stay_diverse(curve: Curve) -> list[Note]:
 def _length_does_not_pay(curve: Curve) -> list[Note]:
     """Half a correlation is a quarter of the variance. Reward models pay for length (Singhal et al. 2023, "A Long Way to Go").
 
-    An alarm where the correlation came with training, or where the policy follows it: answers half as long again.
+    An alarm where the correlation came with training, or where the policy follows it: answers half as long again. Five
+    rollouts of 48 answers have a standard error of 0.06, so that a rise of 0.3 is no noise.
     """
     _, found = curve("response/length_reward_corr")
     _, lengths = curve("response/length")
     if len(found) < TREND or len(lengths) < TREND:
         return []
-    (start, end), (before, after) = _ends(found), _ends(lengths)
+    (start, end), (before, after) = _ends(found, 5), _ends(lengths)
     seen = f"The correlation of length and score went from {number(start)} to {number(end)}, "
     seen += f"the length from {number(before)} to {number(after)} tokens"
-    rose = abs(end) >= 0.5 and abs(end) - abs(start) >= 0.2
+    rose = abs(end) >= 0.5 and abs(end) - abs(start) >= 0.3
     if rose or (end >= 0.5 and after >= 1.5 * before):
         return [Note(False, "Length decides the score", f"{seen}: compare at equal length before you believe the score.")]
     return [Note(True, "Length does not decide the score", f"{seen}.")]

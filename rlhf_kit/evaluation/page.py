@@ -35,6 +35,7 @@ h2 small{font-size:14px;font-weight:400;color:var(--soft);letter-spacing:0;margi
 .grid>.group{grid-column:1/-1;font-size:15px;font-weight:600;color:var(--soft);margin:10px 0 -6px}
 .grid>.group:first-child{margin-top:0}
 .grid.fill{grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr))}
+.grid.fill>:only-child{max-width:560px}
 .tiles{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(172px,1fr));margin:26px 0 14px}
 .tile{padding:15px 15px 16px}
 .tile .label{font-size:13px;color:var(--soft);font-weight:500}

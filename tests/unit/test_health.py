@@ -69,7 +69,7 @@ ALARMS: list[tuple[str, dict[str, Shape], dict[str, Shape]]] = [
     ),
     (
         "Length decides the score",
-        {"response/length_reward_corr": lambda t: 0.3 + 0.4 * t},
+        {"response/length_reward_corr": lambda t: 0.2 + 0.5 * t},
         {"response/length_reward_corr": lambda t: 0.5 + 0.1 * t},  # it always did
     ),
     (
