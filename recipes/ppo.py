@@ -74,7 +74,7 @@ def main(config: PPOConfig) -> dict[str, float]:
         eos_ids=stop_tokens(policy, tokenizer),
         reference=reference,
         critic=critic,
-        monitor=function_scorer(load_function(config.gold, "--gold"), tokenizer) if config.gold else None,
+        monitor=function_scorer(load_function(config.gold, "--gold"), tokenizer, name=config.gold) if config.gold else None,
     )
 
 

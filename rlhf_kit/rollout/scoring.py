@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import numbers
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +47,43 @@ def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
 
 
 def function_scorer(function: RewardFunction, tokenizer: Any, *, name: str = "reward function") -> Scorer:
-    """A scorer from a callable on text."""
+    """A scorer from a callable on text.
+
+    Raises:
+        InputError: (the scorer) the callable raised, or did not return one finite number for each response.
+    """
 
     def score(rollout: Rollout, rows: list[Row]) -> Tensor:
-        responses = response_texts(rollout, tokenizer)
-        scores = list(function([prompt_text(row) for row in rows], responses))
+        prompts, responses = [prompt_text(row) for row in rows], response_texts(rollout, tokenizer)
+        try:
+            returned = function(prompts, responses)
+        except Exception as error:
+            raise _failure(function, prompts, responses, name, error) from error
+        if not isinstance(returned, Iterable):
+            raise InputError(f"{name}: scores", returned, f"expected {len(responses)} numbers: return one for each response")
+        scores = list(returned)
         if len(scores) != len(responses):
             raise InputError(f"{name}: number of scores", len(scores), f"expected {len(responses)}: return one for each response")
-        for response, value in zip(responses, scores):
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise InputError(f"{name}: score of {response[:60]!r}", value, "expected a finite number")
+        for i, (response, value) in enumerate(zip(responses, scores)):
+            if not isinstance(value, numbers.Real) or not math.isfinite(value):
+                raise InputError(f"{name}: score of row {i}, {response[:60]!r}", value, "expected a finite number")
         return torch.tensor(scores, dtype=torch.float32, device=rollout.response_ids.device)
 
     return score
+
+
+def _failure(function: RewardFunction, prompts: list[str], responses: list[str], name: str, error: Exception) -> InputError:
+    """What a callable raised, where, and for which response: the first that it cannot judge alone either, if there is one."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    row = ""
+    for i, (prompt, response) in enumerate(zip(prompts, responses)):
+        try:
+            function([prompt], [response])
+        except Exception:
+            row = f" for row {i}, the response {response[:60]!r},"
+            break
+    mend = f"raised{row} at {Path(at.filename).name} line {at.lineno}: mend the function; --resume true goes on from a checkpoint"
+    return InputError(name, f"{type(error).__name__}: {error}", mend)
 
 
 def model_scorer(model: nn.Module, policy_tokenizer: Any, reward_tokenizer: Any, *, micro_batch_size: int) -> Scorer:

@@ -169,8 +169,8 @@ def online(
                     generator=generator,
                 )
                 # 2. Judge them; an answer that never stopped pays for it.
-                rollout.scores = scorer(rollout, rows) - config.missing_eos_penalty * (~rollout.ended)
-                gold = monitor(rollout, rows) if monitor is not None else None
+                rollout.scores = judged(scorer, rollout, rows) - config.missing_eos_penalty * (~rollout.ended)
+                gold = judged(monitor, rollout, rows) if monitor is not None else None
             assert rollout.old_logprobs is not None
             assert rollout.ref_logprobs is not None
             rewards, non_score = shape_rewards(
@@ -345,6 +345,15 @@ def minibatches(answers: int, step: int, config: OnlineConfig, accelerator: Acce
 def with_a_lesson(rollout: Rollout, advantages: Tensor) -> Rollout:
     """The rollout without the tokens of answers whose advantages are all 0: they teach nothing, and must not count."""
     return replace(rollout, response_mask=rollout.response_mask & (advantages != 0).any(1, keepdim=True))
+
+
+def judged(scorer: Scorer, rollout: Rollout, rows: list[Row]) -> Tensor:
+    """(B,) scores; a shape that would broadcast is refused."""
+    scores = scorer(rollout, rows)
+    if scores.shape != rollout.ended.shape:
+        mend = f"expected {tuple(rollout.ended.shape)}: one for each answer"
+        raise InputError("shape of the scores", tuple(scores.shape), mend)
+    return scores
 
 
 def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -67,7 +67,8 @@ class OnlineConfig:
 
 def check_online_config(config: OnlineConfig, algorithm: Algorithm, critic: nn.Module | None, world: int) -> None:
     """Refuse by name what cannot work."""
-    check_least(config, total_steps=1, batch_size=1, group_size=1, micro_batch_size=1, num_epochs=1, num_minibatches=1)
+    check_least(config, batch_size=2)  # advantages are whitened over the batch, and one token has no variance
+    check_least(config, total_steps=1, group_size=1, micro_batch_size=1, num_epochs=1, num_minibatches=1)
     check_least(config, max_new_tokens=1, log_every=1, save_every=0, keep_checkpoints=1, kl_coef=0, vf_coef=0, max_grad_norm=0)
     check_least(
         config, critic_warmup=0, learning_rate=0, critic_learning_rate=0, weight_decay=0, adam_eps=0, missing_eos_penalty=0

@@ -1,5 +1,6 @@
 """Rewards from a directory or a callable, and what is refused."""
 
+import numpy
 import pytest
 import torch
 
@@ -62,7 +63,12 @@ def test_a_callable_sees_plain_prompts_and_answers(tokenizer, rows):
     [
         ([1.0], "number of scores is 1, expected 2"),
         ([1.0, float("nan")], "is nan, expected a finite number"),
-        ([1.0, None], "is None, expected a finite number"),
+        ([1.0, None], r"score of row 1, 'in the park, I think' is None, expected a finite number"),
+        ([float("-inf"), 1.0], "score of row 0, 'on the mat' is -inf, expected a finite number"),
+        ([1.0, "2.0"], "is '2.0', expected a finite number"),
+        ([1.0, 2.0, 3.0], "number of scores is 3, expected 2"),
+        (None, "my_reward: scores is None, expected 2 numbers"),
+        (0.5, "my_reward: scores is 0.5, expected 2 numbers"),
     ],
 )
 def test_scores_that_are_missing_or_not_finite_stop_the_run_by_name(tokenizer, rows, returned, said):
@@ -70,6 +76,37 @@ def test_scores_that_are_missing_or_not_finite_stop_the_run_by_name(tokenizer, r
     with pytest.raises(InputError, match=said) as caught:
         scorer(as_rollout(tokenizer), rows)
     assert "my_reward" in str(caught.value)
+
+
+def test_numbers_of_numpy_and_bools_are_scores(tokenizer, rows):
+    scorer = function_scorer(lambda prompts, responses: numpy.array([0.5, 2.0], dtype=numpy.float32), tokenizer)
+    assert scorer(as_rollout(tokenizer), rows).tolist() == [0.5, 2.0]
+    assert function_scorer(lambda prompts, responses: [True, False], tokenizer)(as_rollout(tokenizer), rows).tolist() == [
+        1.0,
+        0.0,
+    ]
+
+
+def test_a_callable_that_raises_is_named_with_its_line_and_the_response_it_cannot_judge(tokenizer, rows):
+    def picky(prompts, responses):
+        return [{"on the mat": 1.0}[response] for response in responses]
+
+    with pytest.raises(InputError) as caught:
+        function_scorer(picky, tokenizer, name="rewards.py:picky")(as_rollout(tokenizer), rows)
+    said = str(caught.value)
+    assert said.startswith("rewards.py:picky is \"KeyError: 'in the park, I think'\", raised for row 1, the response")
+    assert f"at test_scoring.py line {picky.__code__.co_firstlineno + 1}" in said
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_callable_that_fails_on_the_batch_alone_names_no_row(tokenizer, rows):
+    def down(prompts, responses):
+        if len(responses) > 1:
+            raise ConnectionError("no server")
+        return [1.0]
+
+    with pytest.raises(InputError, match=r"my_reward is 'ConnectionError: no server', raised at test_scoring\.py line \d+: mend"):
+        function_scorer(down, tokenizer, name="my_reward")(as_rollout(tokenizer), rows)
 
 
 def test_a_reward_model_scores_the_very_tokens_where_tokenizers_agree(tokenizer, rows):
