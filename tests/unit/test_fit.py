@@ -12,9 +12,10 @@ from rlhf_kit.data.batching import ExampleBatches, PreferenceBatches
 from rlhf_kit.data.examples import PreferenceExample
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
-from rlhf_kit.models.loading import load_causal_lm
+from rlhf_kit.models.loading import Lora, load_causal_lm, load_scalar_model
 from rlhf_kit.training.distributed import make_accelerator, seed_everything_for_step
 from rlhf_kit.training.fit import FitConfig, evaluate, fit
+from rlhf_kit.training.preference import PreferenceOptimisation
 from rlhf_kit.training.stages import LanguageModelling, RewardModelling, Stage
 
 VOCAB = 23
@@ -333,3 +334,19 @@ def test_a_batch_without_a_trained_token_has_loss_zero_and_no_nan():
     loss.backward()
     assert float(loss) == 0.0
     assert int(stage.units(batch)) == 0
+
+
+@pytest.mark.parametrize("kind", ["language", "reward", "dpo"])
+def test_a_model_whose_adapter_is_frozen_is_refused_before_anything_is_written(tmp_path, kind):
+    if kind == "reward":
+        model = GPTForSequenceClassification(GPTConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, num_labels=1))
+        model.save_pretrained(tmp_path / "model")
+        model = load_scalar_model(tmp_path / "model", lora=Lora(rank=2))
+    else:
+        language_model().save_pretrained(tmp_path / "model")
+        model = load_causal_lm(tmp_path / "model", lora=Lora(rank=2))
+    stage = {"language": LanguageModelling, "reward": RewardModelling, "dpo": PreferenceOptimisation}[kind](model)
+    model.requires_grad_(False)
+    with pytest.raises(InputError, match="expected at least one parameter that requires a gradient: unfreeze something"):
+        fit(stage, batches(), config(tmp_path / "out"), make_accelerator(), tokenizer=Saves())
+    assert not (tmp_path / "out").exists()
