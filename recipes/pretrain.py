@@ -102,8 +102,12 @@ def token_shards(config: PretrainConfig, tokenizer: Any, accelerator: Any) -> tu
     with accelerator.main_process_first():
         if accelerator.is_main_process and not (config.resume and all((folder / INDEX).exists() for folder in folders)):
             beside = config.output_dir / "shards.new"  # wrong texts must not cost the shards of a finished run
-            for folder, texts in zip(folders, split_documents(config)):
-                write_shards(texts, tokenizer, beside / folder.name, overwrite=True)
+            try:
+                for folder, texts in zip(folders, split_documents(config)):
+                    write_shards(texts, tokenizer, beside / folder.name, overwrite=True)
+            except BaseException:  # half a corpus is of no use to anybody
+                shutil.rmtree(beside, ignore_errors=True)
+                raise
             shutil.rmtree(folders[0].parent, ignore_errors=True)
             beside.rename(folders[0].parent)
     return TokenShards(folders[0], tokenizer=tokenizer), TokenShards(folders[1], tokenizer=tokenizer)

@@ -6,13 +6,11 @@ micro-batches. Where the data do not suffice for that, a rank gets a batch that 
 (LMBatch), masks all False (PreferenceBatch, FeedbackBatch). The last step of an epoch may be smaller than `batch_size`;
 nothing is dropped unless `drop_last`.
 
-Padding costs as much as data, so examples meet others of their length: the shuffled epoch is cut into stretches of
-at most `BUCKET_STEPS` steps, each stretch is sorted by length and cut into steps, and the steps are shuffled.
+Which examples stand in a step, and who gets them, is decided in `dealing.py`.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,13 +18,12 @@ import numpy as np
 import torch
 
 from rlhf_kit.batches import IGNORE, LMBatch, PreferenceBatch, PromptBatch
+from rlhf_kit.data.dealing import Epochs, Flat, check_positive, check_rank, deal, deal_by_tokens, no_row, permutation
 from rlhf_kit.data.examples import PreferenceExample, PromptExample
 from rlhf_kit.data.packing import Example, best_fit_decreasing, pack_rows
 from rlhf_kit.data.records import Record
 from rlhf_kit.data.shards import TokenShards
 from rlhf_kit.errors import InputError
-
-BUCKET_STEPS = 16
 
 
 class Batches(Protocol):
@@ -37,95 +34,6 @@ class Batches(Protocol):
     def micro_batches(self, step: int, rank: int, world: int) -> list[Any]:
         """The micro-batches of one rank at one step of the run: the same number on every rank."""
         ...
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-class _Epochs:
-    """Which examples stand in which step: indices into the data, whatever they are.
-
-    Args:
-        lengths: (N,) of the examples where steps should hold similar ones, or their number N.
-    """
-
-    def __init__(self, lengths: np.ndarray | int, batch_size: int, seed: int, drop_last: bool) -> None:
-        self.lengths = None if isinstance(lengths, int) else lengths
-        self.count = lengths if isinstance(lengths, int) else len(lengths)
-        _positive(batch_size=batch_size)
-        if not self.count or (drop_last and self.count < batch_size):
-            raise InputError("examples", self.count, f"expected at least {batch_size if drop_last else 1}: give more data")
-        self.batch_size, self.seed = batch_size, seed
-        self.steps = self.count // batch_size if drop_last else -(-self.count // batch_size)
-        self._epoch = -1
-        self._order: list[np.ndarray] = []
-
-    def members(self, step: int) -> np.ndarray:
-        """(n,) indices of the examples of a step, n <= batch_size; sorted by length where lengths were given."""
-        if step < 0:
-            raise ValueError(f"step is {step}, expected 0 or more")
-        epoch, at = divmod(step, self.steps)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffled(epoch)
-        return self._order[at]
-
-    def _shuffled(self, epoch: int) -> list[np.ndarray]:
-        order = _permutation(self.count, self.seed, epoch)[: self.steps * self.batch_size]
-        if self.lengths is None:
-            return np.split(order, range(self.batch_size, len(order), self.batch_size))
-        steps: list[np.ndarray] = []
-        # At least four stretches an epoch, else a small dataset would make the same batches every time.
-        stretch = self.batch_size * min(BUCKET_STEPS, max(1, self.steps // 4))
-        for begin in range(0, len(order), stretch):
-            part = order[begin : begin + stretch]
-            part = part[np.argsort(self.lengths[part], kind="stable")]
-            # The odd few of the last stretch stand first, so that no step is long for want of companions.
-            first = len(part) % self.batch_size or self.batch_size
-            steps += np.split(part, range(first, len(part), self.batch_size))
-        shuffle = np.random.default_rng([self.seed, epoch, 1])
-        return [steps[i] for i in shuffle.permutation(len(steps))]
-
-
-def _deal(members: np.ndarray, size: int, rank: int, world: int) -> list[np.ndarray]:
-    """This rank's micro-batches of at most `size` rows: neighbours together, the same number on every rank."""
-    each = -(-len(members) // (size * world))
-    return np.array_split(members, each * world)[rank::world]
-
-
-def _deal_by_tokens(members: np.ndarray, lengths: np.ndarray, limit: int, rank: int, world: int) -> list[np.ndarray]:
-    """Like `_deal`, for micro-batches of at most `limit` padded tokens (one row where that alone is longer)."""
-    longest_first = members[::-1]
-    groups: list[np.ndarray] = []
-    begin = 0
-    while begin < len(longest_first):
-        rows = max(1, limit // int(lengths[longest_first[begin]]))
-        groups.append(longest_first[begin : begin + rows])
-        begin += rows
-    while len(groups) % world:  # halve the groups of most rows until all ranks have as many
-        i = max(range(len(groups)), key=lambda g: len(groups[g]))
-        groups[i : i + 1] = np.array_split(groups[i], 2)
-    return groups[rank::world]
-
-
-class _Flat:
-    """Many integer rows as one array, gathered into right- or left-padded matrices without a loop over rows."""
-
-    def __init__(self, rows: Sequence[np.ndarray]) -> None:
-        self.lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-        self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]) if len(rows) else np.zeros(0, dtype=np.int64)
-        self.values = np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int32)
-
-    def gather(self, index: np.ndarray, fill: int, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(values (B, T) long, mask (B, T) bool)`, T the longest of the rows."""
-        lengths = self.lengths[index]
-        width = int(lengths.max())
-        column = np.arange(width)[None] - (width - lengths[:, None] if left else 0)
-        mask = (column >= 0) & (column < lengths[:, None])
-        at = np.where(mask, self.starts[index][:, None] + column, 0)
-        values = np.where(mask, self.values[at], fill).astype(np.int64)
-        return torch.from_numpy(values), torch.from_numpy(mask)
 
 
 class TokenBatches:
@@ -156,20 +64,20 @@ class TokenBatches:
         separate_documents: bool = True,
         drop_last: bool = False,
     ) -> None:
-        _positive(micro_batch_size=micro_batch_size)
+        check_positive(micro_batch_size=micro_batch_size)
         if sequence_length < 2:
             raise InputError("sequence_length", sequence_length, "expected 2 or more: a row predicts its next tokens")
         self.shards, self.sequence_length, self.micro_batch_size = shards, sequence_length, micro_batch_size
         self.separate_documents = separate_documents
         rows = [max(0, -(-(len(tokens) - 1) // (sequence_length - 1))) for tokens in shards.tokens]
         self._ends = np.cumsum(rows)
-        self._epochs = _Epochs(int(self._ends[-1]), batch_size, seed, drop_last)
+        self._epochs = Epochs(int(self._ends[-1]), batch_size, seed, drop_last)
         self.steps_per_epoch = self._epochs.steps
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[LMBatch]:
         """(B, T) rows of one rank at one step, without attention_mask."""
-        _check_rank(rank, world)
-        return [self._rows(rows) for rows in _deal(self._epochs.members(step), self.micro_batch_size, rank, world)]
+        check_rank(rank, world)
+        return [self._rows(rows) for rows in deal(self._epochs.members(step), self.micro_batch_size, rank, world)]
 
     def _rows(self, rows: np.ndarray) -> LMBatch:
         width = self.sequence_length
@@ -231,24 +139,24 @@ class ExampleBatches:
             raise InputError("packed_length", packed_length, "expected with micro_batch_size, which then counts packed rows")
         self.examples, self.pad_id, self.packed_length = examples, pad_id, packed_length
         self.micro_batch_size, self.max_tokens = micro_batch_size, max_tokens_per_micro_batch
-        _positive(micro_batch_size=micro_batch_size, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
-        self._ids, self._labels = (_Flat([example[i] for example in examples]) for i in (0, 1))
+        check_positive(micro_batch_size=micro_batch_size, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
+        self._ids, self._labels = (Flat([example[i] for example in examples]) for i in (0, 1))
         lengths = self._ids.lengths
         if packed_length is not None and len(examples) and lengths.max() > packed_length:
             raise InputError("packed_length", packed_length, f"expected at least {lengths.max()}, the longest example: truncate")
-        self._epochs = _Epochs(lengths if packed_length is None else len(lengths), batch_size, seed, drop_last)
+        self._epochs = Epochs(lengths if packed_length is None else len(lengths), batch_size, seed, drop_last)
         self.steps_per_epoch = self._epochs.steps
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[LMBatch]:
         """(B, T) batches of one rank at one step: with attention_mask, or packed with position_ids."""
-        _check_rank(rank, world)
+        check_rank(rank, world)
         members = self._epochs.members(step)
         if self.packed_length is not None:
             return self._packed(members, self.packed_length, rank, world)
         if self.max_tokens is not None:
-            groups = _deal_by_tokens(members, self._ids.lengths, self.max_tokens, rank, world)
+            groups = deal_by_tokens(members, self._ids.lengths, self.max_tokens, rank, world)
         else:
-            groups = _deal(members, self.micro_batch_size or 1, rank, world)
+            groups = deal(members, self.micro_batch_size or 1, rank, world)
         return [self._padded(group) for group in groups]
 
     def _padded(self, group: np.ndarray) -> LMBatch:
@@ -259,7 +167,7 @@ class ExampleBatches:
 
     def _packed(self, members: np.ndarray, width: int, rank: int, world: int) -> list[LMBatch]:
         rows = [members[row] for row in best_fit_decreasing(self._ids.lengths[members], width)]
-        dealt = _deal(np.arange(len(rows)), self.micro_batch_size or 1, rank, world)
+        dealt = deal(np.arange(len(rows)), self.micro_batch_size or 1, rank, world)
         batches = []
         for group in dealt:
             if not len(group):
@@ -295,30 +203,30 @@ class PreferenceBatches:
         *,
         drop_last: bool = False,
     ) -> None:
-        _positive(micro_batch_size=micro_batch_size)
+        check_positive(micro_batch_size=micro_batch_size)
         self.micro_batch_size, self.pad_id = micro_batch_size, pad_id
-        self._chosen, self._rejected = _Flat([e.chosen for e in examples]), _Flat([e.rejected for e in examples])
+        self._chosen, self._rejected = Flat([e.chosen for e in examples]), Flat([e.rejected for e in examples])
         self._answers = [
-            _Flat([_answer(e.chosen, e.chosen_answer, e.prompt_length) for e in examples]),
-            _Flat([_answer(e.rejected, e.rejected_answer, e.prompt_length) for e in examples]),
+            Flat([_answer(e.chosen, e.chosen_answer, e.prompt_length) for e in examples]),
+            Flat([_answer(e.rejected, e.rejected_answer, e.prompt_length) for e in examples]),
         ]
         margins = [e.margin for e in examples]
         self._margins = None if all(m is None for m in margins) else torch.tensor([m or 0.0 for m in margins])
-        self._epochs = _Epochs(np.maximum(self._chosen.lengths, self._rejected.lengths), batch_size, seed, drop_last)
+        self._epochs = Epochs(np.maximum(self._chosen.lengths, self._rejected.lengths), batch_size, seed, drop_last)
         self.steps_per_epoch = self._epochs.steps
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[PreferenceBatch]:
         """The pairs of one rank at one step."""
-        _check_rank(rank, world)
-        return [self._pairs(group) for group in _deal(self._epochs.members(step), self.micro_batch_size, rank, world)]
+        check_rank(rank, world)
+        return [self._pairs(group) for group in deal(self._epochs.members(step), self.micro_batch_size, rank, world)]
 
     def _pairs(self, group: np.ndarray) -> PreferenceBatch:
         index = group if len(group) else np.zeros(1, dtype=np.int64)
         sides = [side.gather(index, self.pad_id) for side in (self._chosen, self._rejected)]
         answers = [answer.gather(index, 0)[0].bool() for answer in self._answers]
         if not len(group):
-            sides = [(torch.full((1, 1), self.pad_id), torch.zeros(1, 1, dtype=torch.bool)) for _ in sides]
-            answers = [mask.clone() for _, mask in sides]
+            sides = [no_row(self.pad_id) for _ in sides]
+            answers = [no_row(self.pad_id)[1] for _ in sides]
         margin = None if self._margins is None else self._margins[torch.from_numpy(index)] * float(len(group) > 0)
         return PreferenceBatch(*sides[0], *sides[1], margin, *answers)
 
@@ -344,26 +252,26 @@ class PromptBatches:
     def __init__(
         self, examples: Sequence[PromptExample], batch_size: int, seed: int, pad_id: int, *, group_size: int = 1
     ) -> None:
-        _positive(batch_size=batch_size, group_size=group_size)
+        check_positive(batch_size=batch_size, group_size=group_size)
         if not examples:
             raise InputError("examples", 0, "expected at least 1: give more prompts")
         if batch_size % group_size:
             raise InputError("batch_size", batch_size, f"expected a multiple of group_size, {group_size}: it counts answers")
         self.prompts_per_step, self.group_size, self.pad_id = batch_size // group_size, group_size, pad_id
         self._rows: list[Record] = [e.row for e in examples]
-        self._ids = _Flat([e.ids for e in examples])
+        self._ids = Flat([e.ids for e in examples])
         self.seed = seed
         self.steps_per_epoch = -(-len(examples) // self.prompts_per_step)
 
     def batch(self, step: int, rank: int, world: int) -> tuple[PromptBatch, list[Record]]:
         """`(prompts (B, Q), their records)`, B = batch_size / world; group_ids are unique over the step's ranks."""
-        _check_rank(rank, world)
+        check_rank(rank, world)
         if self.prompts_per_step % world:
             raise InputError("batch_size", self.prompts_per_step * self.group_size, f"expected prompts for {world} ranks alike")
         begin = step * self.prompts_per_step
         epochs, at = np.divmod(np.arange(begin, begin + self.prompts_per_step), len(self._rows))
         members = np.concatenate(
-            [_permutation(len(self._rows), self.seed, e)[at[epochs == e]] for e in np.unique(epochs).tolist()]
+            [permutation(len(self._rows), self.seed, e)[at[epochs == e]] for e in np.unique(epochs).tolist()]
         )
         groups = np.arange(rank, self.prompts_per_step, world)
         index = np.repeat(members[groups], self.group_size)
@@ -378,14 +286,3 @@ def _nothing(pad_id: int, masked: bool = False) -> LMBatch:
     return LMBatch(
         input_ids=ids, labels=torch.full_like(ids, IGNORE), attention_mask=torch.ones_like(ids).bool() if masked else None
     )
-
-
-def _positive(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise InputError(name, size, "expected 1 or more")
-
-
-def _check_rank(rank: int, world: int) -> None:
-    if not 0 <= rank < world:
-        raise ValueError(f"rank is {rank}, expected 0 to {world - 1}")

@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_kit.batches import FeedbackBatch
-from rlhf_kit.data.batching import _check_rank, _deal, _Epochs, _Flat, _positive
+from rlhf_kit.data.dealing import Epochs, Flat, check_positive, check_rank, deal, no_row
 from rlhf_kit.data.examples import EncodingStats, check_prefix
 from rlhf_kit.data.files import iter_rows
-from rlhf_kit.data.records import Record, _answer, _preference, _prompt, _said, _some, _unknown_columns
+from rlhf_kit.data.records import Record, at_least_one, read_answer, read_preference, read_prompt, said_in, unknown_columns
 from rlhf_kit.data.tokenizer import ControlTokenError, encode_chat, encode_prompt
 from rlhf_kit.errors import InputError
 
@@ -33,7 +33,7 @@ def load_feedback(source: str | Path) -> list[Record]:
     Raises:
         InputError: unreadable source, unknown columns, a wrong value, an empty completion, one label only.
     """
-    records = _some([record for where, row in iter_rows(source) for record in _feedback(where, row)], source)
+    records = at_least_one([record for where, row in iter_rows(source) for record in _feedback(where, row)], source)
     labels = {record["label"] for record in records}
     if len(labels) == 1:
         only = labels.pop()
@@ -55,13 +55,13 @@ def unpair(records: Sequence[Record]) -> list[Record]:
 def _feedback(where: str, row: Record) -> list[Record]:
     if "label" not in row or "completion" not in row:
         if {"chosen", "rejected"} <= row.keys():
-            return unpair([_preference(where, row)])
-        raise _unknown_columns(where, row, "prompt + completion + label, or chosen + rejected")
-    found = _prompt(where, row)
+            return unpair([read_preference(where, row)])
+        raise unknown_columns(where, row, "prompt + completion + label, or chosen + rejected")
+    found = read_prompt(where, row)
     if found is None:
-        raise _unknown_columns(where, row, "prompt + completion + label")
+        raise unknown_columns(where, row, "prompt + completion + label")
     prompt, used = found
-    completion = _answer(where, "completion", _said(row, "completion"), prompt)
+    completion = read_answer(where, "completion", said_in(row, "completion"), prompt)
     if completion[-1]["role"] != "assistant":
         raise InputError(f"{where}, column 'completion'", completion[-1], "expected an assistant message at the end")
     if not completion[-1]["content"].strip():
@@ -147,7 +147,7 @@ class FeedbackBatches:
         *,
         drop_last: bool = False,
     ) -> None:
-        _positive(micro_batch_size=micro_batch_size)
+        check_positive(micro_batch_size=micro_batch_size)
         if batch_size < 2:
             raise InputError(
                 "batch_size", batch_size, "expected 2 or more: KTO compares with answers to other prompts of the step"
@@ -156,16 +156,16 @@ class FeedbackBatches:
         numbers: dict[bytes, int] = {}
         self._prompts = np.array([numbers.setdefault(e.prompt.tobytes(), len(numbers)) for e in examples], dtype=np.int64)
         lengths = np.array([len(e) for e in examples], dtype=np.int64)
-        self._epochs = _Epochs(lengths, batch_size, seed, drop_last)
+        self._epochs = Epochs(lengths, batch_size, seed, drop_last)
         self._longest = int(lengths.max())
         self.steps_per_epoch = self._epochs.steps
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[FeedbackBatch]:
         """The answers of one rank at one step."""
-        _check_rank(rank, world)
+        check_rank(rank, world)
         members = self._epochs.members(step)
         partners = self._partners(members)
-        dealt = _deal(np.arange(len(members)), self.micro_batch_size, rank, world)
+        dealt = deal(np.arange(len(members)), self.micro_batch_size, rank, world)
         return [self._batch(members[group], partners[group]) for group in dealt]
 
     def _partners(self, members: np.ndarray) -> np.ndarray:
@@ -181,8 +181,8 @@ class FeedbackBatches:
 
     def _batch(self, members: np.ndarray, partners: np.ndarray) -> FeedbackBatch:
         if not len(members):
-            ids, mask = torch.full((1, 1), self.pad_id), torch.zeros(1, 1, dtype=torch.bool)
-            return FeedbackBatch(ids, mask, mask.clone(), mask[:, 0].clone(), ids.clone(), mask.clone(), mask.clone())
+            (ids, mask), (kl_ids, kl_mask) = no_row(self.pad_id), no_row(self.pad_id)
+            return FeedbackBatch(ids, mask, mask.clone(), mask[:, 0].clone(), kl_ids, kl_mask, kl_mask.clone())
         input_ids, attention_mask, answer = self._joined(members, members)
         kl_ids, kl_mask, kl_answer = self._joined(members, partners)
         kl_answer &= torch.from_numpy(self._prompts[members] != self._prompts[partners])[:, None]
@@ -195,5 +195,5 @@ class FeedbackBatches:
         whole = [np.concatenate([a.prompt, b.completion])[: self._longest] for a, b in rows]
         written = [np.concatenate([np.zeros(len(a.prompt), dtype=bool), b.answer])[: self._longest] for a, b in rows]
         every = np.arange(len(rows))
-        ids, mask = _Flat(whole).gather(every, self.pad_id)
-        return ids, mask, _Flat(written).gather(every, 0)[0].bool()
+        ids, mask = Flat(whole).gather(every, self.pad_id)
+        return ids, mask, Flat(written).gather(every, 0)[0].bool()

@@ -51,7 +51,7 @@ def load_sft(source: str | Path) -> list[Record]:
             raise InputError(
                 f"{source}: demonstrations", 0, f"expected one: the answers of all {rejected} rows are rejected ones"
             )
-    return _some(records, source)
+    return at_least_one(records, source)
 
 
 def load_preferences(source: str | Path) -> list[Record]:
@@ -63,7 +63,7 @@ def load_preferences(source: str | Path) -> list[Record]:
     Raises:
         InputError: unreadable source, unknown columns, a wrong value, answers to different prompts.
     """
-    return _some([_preference(where, row) for where, row in iter_rows(source)], source)
+    return at_least_one([read_preference(where, row) for where, row in iter_rows(source)], source)
 
 
 def load_prompts(source: str | Path) -> list[Record]:
@@ -72,10 +72,11 @@ def load_prompts(source: str | Path) -> list[Record]:
     Raises:
         InputError: unreadable source, unknown columns, a wrong value.
     """
-    return _some([_prompt_record(where, row) for where, row in iter_rows(source)], source)
+    return at_least_one([_prompt_record(where, row) for where, row in iter_rows(source)], source)
 
 
-def _some(records: list[Record], source: str | Path) -> list[Record]:
+def at_least_one(records: list[Record], source: str | Path) -> list[Record]:
+    """The records of a source that must not be empty."""
     if not records:
         raise InputError(f"{source}: rows", 0, "expected at least one: the file is empty")
     return records
@@ -93,15 +94,15 @@ def _demonstrations(where: str, row: Record) -> list[Record]:
         shared = {k: v for k, v in row.items() if k != "instances"}
         return [record for instance in instances for record in _demonstrations(where, {**shared, **instance})]
     if "chosen" in row:
-        pair = _preference(where, row)
+        pair = read_preference(where, row)
         if not all(message["content"].strip() for message in pair["prompt"] + pair["chosen"]):
             return []  # silence can be the better answer of two, and is nothing to imitate
         extras = {k: v for k, v in pair.items() if k not in ("prompt", "chosen", "rejected")}
         return [_demonstration(where, "chosen", extras, [*pair["prompt"], *pair["chosen"]], ())]
     for column in ("completion", "output", "answer"):
-        if column in row and (prompt := _prompt(where, row)) is not None:
+        if column in row and (prompt := read_prompt(where, row)) is not None:
             messages, used = prompt
-            answer = _messages(where, column, _said(row, column), role="assistant")
+            answer = _messages(where, column, said_in(row, column), role="assistant")
             if column == "completion" and row.get("label") is False:
                 return []
             return [_demonstration(where, column, row, [*messages, *answer], (*used, column))]
@@ -110,7 +111,7 @@ def _demonstrations(where: str, row: Record) -> list[Record]:
     if isinstance(row.get("text"), str):
         mend = "expected a chat: pretrain on plain texts, or part them into the columns prompt and completion"
         raise InputError(f"{where}, column 'text'", row["text"], mend)
-    raise _unknown_columns(where, row, "messages; prompt + completion; instruction + output; question + answer")
+    raise unknown_columns(where, row, "messages; prompt + completion; instruction + output; question + answer")
 
 
 def _demonstration(where: str, column: str, row: Record, messages: Messages, used: tuple[str, ...]) -> Record:
@@ -119,18 +120,19 @@ def _demonstration(where: str, column: str, row: Record, messages: Messages, use
     return {**{k: v for k, v in row.items() if k not in used}, "messages": messages}
 
 
-def _preference(where: str, row: Record) -> Record:
+def read_preference(where: str, row: Record) -> Record:
+    """A comparison in any of its formats as prompt, chosen and rejected messages."""
     for column in ("chosen", "rejected"):
         if column not in row:
-            raise _unknown_columns(where, row, "chosen + rejected, with or without prompt")
-    explicit = _prompt(where, row)
+            raise unknown_columns(where, row, "chosen + rejected, with or without prompt")
+    explicit = read_prompt(where, row)
     sides: dict[str, Messages]
     if explicit is None:
         prompt, sides = _common_prompt(where, row)
         used: tuple[str, ...] = ()
     else:
         prompt, used = explicit
-        sides = {c: _answer(where, c, _said(row, c), prompt) for c in ("chosen", "rejected")}
+        sides = {c: read_answer(where, c, said_in(row, c), prompt) for c in ("chosen", "rejected")}
     for column, answer in sides.items():
         if answer[-1]["role"] != "assistant":
             raise InputError(f"{where}, column {column!r}", answer[-1], "expected an assistant message at the end")
@@ -149,7 +151,7 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _answer(where: str, column: str, value: Any, prompt: Messages) -> Messages:
+def read_answer(where: str, column: str, value: Any, prompt: Messages) -> Messages:
     """The messages after the prompt, where the prompt is known; `value` may repeat it."""
     answer = _messages(where, column, value, role="assistant", may_be_empty=True)
     if answer[0]["role"] != "assistant":
@@ -193,12 +195,12 @@ def _prompt_record(where: str, row: Record) -> Record:
         messages, used = _messages(where, "messages", row["messages"]), ("messages",)
     elif isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]:
         messages, used = _messages(where, "prompt", row["prompt"].get("text"), role="user"), ("prompt",)
-    elif (prompt := _prompt(where, row)) is not None:
+    elif (prompt := read_prompt(where, row)) is not None:
         messages, used = prompt
     elif "chosen" in row:
-        messages, used = _preference(where, row)["prompt"], ()
+        messages, used = read_preference(where, row)["prompt"], ()
     else:
-        raise _unknown_columns(where, row, "prompt; messages; instruction; question; chosen + rejected")
+        raise unknown_columns(where, row, "prompt; messages; instruction; question; chosen + rejected")
     while messages and messages[-1]["role"] == "assistant" and "messages" in used:
         messages = messages[:-1]
     if not messages or messages[-1]["role"] != "user":
@@ -206,7 +208,7 @@ def _prompt_record(where: str, row: Record) -> Record:
     return {**{k: v for k, v in row.items() if k not in used}, "prompt": messages}
 
 
-def _prompt(where: str, row: Record) -> tuple[Messages, tuple[str, ...]] | None:
+def read_prompt(where: str, row: Record) -> tuple[Messages, tuple[str, ...]] | None:
     """The prompt of a row that has one in columns of its own, and those columns."""
     if "prompt" in row:
         return _messages(where, "prompt", row["prompt"], role="user"), ("prompt",)
@@ -251,7 +253,7 @@ def _messages(where: str, column: str, value: Any, role: str | None = None, may_
     return messages
 
 
-def _said(row: Record, column: str) -> Any:
+def said_in(row: Record, column: str) -> Any:
     """An answer; one to an HH dialogue without the space that follows `Assistant:`."""
     value, prompt = row[column], row.get("prompt")
     return value.strip() if isinstance(value, str) and isinstance(prompt, str) and _is_hh(prompt) else value
@@ -298,5 +300,6 @@ def _best_path(where: str, root: Record) -> Messages:
     return _messages(where, "prompt", path)
 
 
-def _unknown_columns(where: str, row: Record, expected: str) -> InputError:
+def unknown_columns(where: str, row: Record, expected: str) -> InputError:
+    """The error of a row whose columns are of no format."""
     return InputError(f"{where}: columns", sorted(row), f"expected {expected}")
