@@ -133,6 +133,37 @@ def prompts(data: str, *, count: int, seed: int, split: Split = "train") -> list
     return world.prompts(count, seed, split=split) if data == "world" else records.load_prompts(data)
 
 
+def encoded_batches(
+    rows: list[Any],
+    held_out: list[Any],
+    encode: Any,
+    batches: Any,
+    config: Any,
+    accelerator: Accelerator,
+    model: Any,
+    tokenizer: Any,
+    **options: Any,
+) -> tuple[Any, Any | None]:
+    """`(train, held out)` batches of a stage, None where nothing was held out; what became of the rows is printed.
+
+    Args:
+        encode: `(rows, tokenizer, max_length) -> (examples, counts)`. batches: a class of `rlhf_kit.data.batching`.
+        options: for it alone.
+    Raises:
+        InputError: nothing is left of the rows, or the longest example is too long for the model.
+    """
+
+    def encoded(name: str, part: list[Any]) -> Any:
+        examples, counts = encode(part, tokenizer, config.max_length)
+        accelerator.print(f"{name}: {counts}")
+        sizes = {"batch_size": config.batch_size, "micro_batch_size": config.micro_batch_size, "seed": config.seed}
+        made = batches(examples, **sizes, pad_id=tokenizer.pad_token_id, **options)
+        check_fits(model, tokenizer, longest=made.longest)
+        return made
+
+    return encoded("train", rows), encoded("eval", held_out) if held_out else None
+
+
 def spread(rows: list[Any], count: int) -> list[Any]:
     """At most `count` of the rows, evenly spaced and in order: files are often sorted by where their rows came from."""
     return [rows[i * len(rows) // count] for i in range(count)] if count < len(rows) else rows

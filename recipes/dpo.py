@@ -12,13 +12,13 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.common import LoraFields, feedback, hold_out, lora_of, open_run, preferences
+from recipes.common import LoraFields, encoded_batches, feedback, hold_out, lora_of, open_run, preferences
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import PreferenceBatches
 from rlhf_kit.data.examples import preference_examples
 from rlhf_kit.data.feedback import FeedbackBatches, feedback_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
-from rlhf_kit.models.loading import check_fits, load_causal_lm
+from rlhf_kit.models.loading import load_causal_lm
 from rlhf_kit.objectives.preference import LOSSES
 from rlhf_kit.training.fit import FitConfig, fit
 from rlhf_kit.training.preference import FeedbackOptimisation, PreferenceOptimisation
@@ -57,7 +57,7 @@ def main(config: DPOConfig) -> dict[str, float]:
     check_least(config, max_length=2, world_pairs=1)
     accelerator = open_run(config)
     tokenizer = load_tokenizer(config.model, "--model")
-    load, encode, make_batches, make_stage = PAIRS if LOSSES[config.loss].paired else ANSWERS
+    load, encode, batches, make_stage = PAIRS if LOSSES[config.loss].paired else ANSWERS
     rows = load(config.data, count=config.world_pairs, seed=config.seed)
     if config.eval_data is None:
         rows, held_out = hold_out_prompts(rows, config.eval_fraction)
@@ -67,23 +67,8 @@ def main(config: DPOConfig) -> dict[str, float]:
     policy = load_causal_lm(config.model, lora=lora_of(config), dropout=0.0)
     options = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
     stage = make_stage(policy, config.loss, **options)
-    batches = []
-    for name, part in (("train", rows), ("eval", held_out)):
-        if not part:  # nothing was to be held out
-            continue
-        examples, counts = encode(part, tokenizer, config.max_length)
-        accelerator.print(f"{name}: {counts}")
-        check_fits(policy, tokenizer, longest=max(map(len, examples)))
-        batches.append(
-            make_batches(
-                examples,
-                batch_size=config.batch_size,
-                micro_batch_size=config.micro_batch_size,
-                seed=config.seed,
-                pad_id=tokenizer.pad_token_id,
-            )
-        )
-    return fit(stage, batches[0], config, accelerator, tokenizer=tokenizer, eval_batches=batches[1] if held_out else None)
+    train, evaluated = encoded_batches(rows, held_out, encode, batches, config, accelerator, policy, tokenizer)
+    return fit(stage, train, config, accelerator, tokenizer=tokenizer, eval_batches=evaluated)
 
 
 def hold_out_prompts(rows: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from recipes.common import LoraFields, demonstrations, hold_out, lora_of, open_run, preferences, spread
+from recipes.common import LoraFields, demonstrations, encoded_batches, hold_out, lora_of, open_run, preferences, spread
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import PreferenceBatches
 from rlhf_kit.data.examples import preference_examples, sft_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.access import scalar_scores, unwrap
-from rlhf_kit.models.loading import check_fits, load_scalar_model
+from rlhf_kit.models.loading import load_scalar_model
 from rlhf_kit.rollout.scoring import pad
 from rlhf_kit.training.fit import FitConfig, fit
 from rlhf_kit.training.stages import RewardModelling
@@ -53,22 +53,9 @@ def main(config: RewardConfig) -> dict[str, float]:
 
     model = load_scalar_model(config.model, lora=lora_of(config))
     unwrap(model).config.pad_token_id = tokenizer.pad_token_id
-    batches = []
-    for name, part in (("train", rows), ("eval", held_out)):
-        if not part:  # nothing was to be held out
-            continue
-        examples, counts = preference_examples(part, tokenizer, config.max_length)
-        accelerator.print(f"{name}: {counts}")
-        check_fits(model, tokenizer, longest=max(len(side) for e in examples for side in (e.chosen, e.rejected)))
-        batches.append(
-            PreferenceBatches(
-                examples,
-                batch_size=config.batch_size,
-                micro_batch_size=config.micro_batch_size,
-                seed=config.seed,
-                pad_id=tokenizer.pad_token_id,
-            )
-        )
+    train, evaluated = encoded_batches(
+        rows, held_out, preference_examples, PreferenceBatches, config, accelerator, model, tokenizer
+    )
 
     def center() -> None:
         if config.demonstrations is not None:
@@ -77,8 +64,7 @@ def main(config: RewardConfig) -> dict[str, float]:
             center_scores(model, texts, accelerator)
 
     stage = RewardModelling(model, center_coef=config.center_coef, label_smoothing=config.label_smoothing)
-    held_out_batches = batches[1] if held_out else None
-    return fit(stage, batches[0], config, accelerator, tokenizer=tokenizer, eval_batches=held_out_batches, before_save=center)
+    return fit(stage, train, config, accelerator, tokenizer=tokenizer, eval_batches=evaluated, before_save=center)
 
 
 @torch.no_grad()

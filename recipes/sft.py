@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.common import LoraFields, demonstrations, hold_out, lora_of, open_run
+from recipes.common import LoraFields, demonstrations, encoded_batches, hold_out, lora_of, open_run
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.batching import ExampleBatches
 from rlhf_kit.data.examples import sft_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
-from rlhf_kit.models.loading import check_fits, load_causal_lm
+from rlhf_kit.models.loading import load_causal_lm
 from rlhf_kit.training.fit import FitConfig, fit
 from rlhf_kit.training.stages import LanguageModelling
 
@@ -45,25 +45,11 @@ def main(config: SFTConfig) -> dict[str, float]:
         held_out = demonstrations(config.eval_data, count=1_000, seed=config.seed, split="heldout")
 
     model = load_causal_lm(config.model, lora=lora_of(config))
-    batches = []
-    for name, part in (("train", rows), ("eval", held_out)):
-        if not part:  # nothing was to be held out
-            continue
-        examples, counts = sft_examples(part, tokenizer, config.max_length)
-        accelerator.print(f"{name}: {counts}")
-        check_fits(model, tokenizer, longest=max(len(ids) for ids, _ in examples))
-        batches.append(
-            ExampleBatches(
-                examples,
-                batch_size=config.batch_size,
-                micro_batch_size=config.micro_batch_size,
-                seed=config.seed,
-                pad_id=tokenizer.pad_token_id,
-                packed_length=config.max_length if config.packing else None,
-            )
-        )
-    stage, held_out_batches = LanguageModelling(model), batches[1] if held_out else None
-    return fit(stage, batches[0], config, accelerator, tokenizer=tokenizer, eval_batches=held_out_batches)
+    packed = {"packed_length": config.max_length} if config.packing else {}
+    train, evaluated = encoded_batches(
+        rows, held_out, sft_examples, ExampleBatches, config, accelerator, model, tokenizer, **packed
+    )
+    return fit(LanguageModelling(model), train, config, accelerator, tokenizer=tokenizer, eval_batches=evaluated)
 
 
 if __name__ == "__main__":

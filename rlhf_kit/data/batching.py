@@ -142,6 +142,7 @@ class ExampleBatches:
         check_positive(micro_batch_size=micro_batch_size, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
         self._ids, self._labels = (Flat([example[i] for example in examples]) for i in (0, 1))
         lengths = self._ids.lengths
+        self.longest = int(lengths.max(initial=0))  # tokens
         if packed_length is not None and len(examples) and lengths.max() > packed_length:
             raise InputError("packed_length", packed_length, f"expected at least {lengths.max()}, the longest example: truncate")
         self._epochs = Epochs(lengths if packed_length is None else len(lengths), batch_size, seed, drop_last)
@@ -212,7 +213,9 @@ class PreferenceBatches:
         ]
         margins = [e.margin for e in examples]
         self._margins = None if all(m is None for m in margins) else torch.tensor([m or 0.0 for m in margins])
-        self._epochs = Epochs(np.maximum(self._chosen.lengths, self._rejected.lengths), batch_size, seed, drop_last)
+        lengths = np.maximum(self._chosen.lengths, self._rejected.lengths)
+        self.longest = int(lengths.max(initial=0))  # tokens
+        self._epochs = Epochs(lengths, batch_size, seed, drop_last)
         self.steps_per_epoch = self._epochs.steps
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[PreferenceBatch]:

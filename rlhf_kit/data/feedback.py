@@ -157,7 +157,7 @@ class FeedbackBatches:
         self._prompts = np.array([numbers.setdefault(e.prompt.tobytes(), len(numbers)) for e in examples], dtype=np.int64)
         lengths = np.array([len(e) for e in examples], dtype=np.int64)
         self._epochs = Epochs(lengths, batch_size, seed, drop_last)
-        self._longest = int(lengths.max())
+        self.longest = int(lengths.max())  # tokens
         self.steps_per_epoch = self._epochs.steps
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[FeedbackBatch]:
@@ -192,8 +192,8 @@ class FeedbackBatches:
     def _joined(self, prompts: np.ndarray, completions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(ids, mask, answer)`, (B, T) each: the prompts of some rows, the completions of others."""
         rows: list[Any] = [(self.examples[i], self.examples[j]) for i, j in zip(prompts.tolist(), completions.tolist())]
-        whole = [np.concatenate([a.prompt, b.completion])[: self._longest] for a, b in rows]
-        written = [np.concatenate([np.zeros(len(a.prompt), dtype=bool), b.answer])[: self._longest] for a, b in rows]
+        whole = [np.concatenate([a.prompt, b.completion])[: self.longest] for a, b in rows]
+        written = [np.concatenate([np.zeros(len(a.prompt), dtype=bool), b.answer])[: self.longest] for a, b in rows]
         every = np.arange(len(rows))
         ids, mask = Flat(whole).gather(every, self.pad_id)
         return ids, mask, Flat(written).gather(every, 0)[0].bool()
