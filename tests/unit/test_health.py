@@ -105,6 +105,13 @@ def test_each_sickness_raises_its_own_alarm_and_no_other(alarm: str, sick: dict[
     assert online(well) == []
 
 
+def test_every_alarm_stands_in_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "health.md").read_text().lower()
+    for title, _, _ in ALARMS:
+        words = title.lower().removeprefix("the ").removesuffix(" does not rise")
+        assert words in page, title
+
+
 def test_updates_that_clip_nothing_are_timid_only_where_nothing_is_learned() -> None:
     still: dict[str, Shape] = {"policy/clipfrac_avg": lambda t: 0.001}
     assert online(still) == []
