@@ -48,6 +48,8 @@ class GPTConfig(PreTrainedConfig, GPTOptions):
         "initializer_range": "init_std",
     }
 
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL's GRPO and RLOO trainers read it of any model they load a reference of
+
     tie_word_embeddings: bool = True
     use_cache: bool = True
     score_bias: float = 0.0  # calibration of a scalar head, added to every score

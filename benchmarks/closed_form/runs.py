@@ -1,0 +1,61 @@
+"""One run in a process of its own, and what the runs of several seeds come to."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.closed_form import ours, theirs
+from benchmarks.closed_form.world import BETA, EPISODES, make_world
+from benchmarks.speed.memory import resident
+
+
+def one(side: str, algorithm: str, seed: int) -> dict[str, Any]:
+    """One run, for a process that runs nothing else: `kl, seconds, curve, peak_mb`."""
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    world = make_world(seed)
+    before, _ = resident()
+    with TemporaryDirectory() as folder:
+        found = (ours if side == "ours" else theirs).run(algorithm, world, Path(folder))
+    return found | {"start": world.kl_to_optimum(world.reference), "peak_mb": resident()[1] - before}
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the table, from the runs of all seeds."""
+    distances, peaks = [run["kl"] for run in runs], [run["peak_mb"] for run in runs]
+    return {
+        "kl_to_optimum_mean": statistics.mean(distances),
+        "kl_to_optimum_sd": statistics.stdev(distances) if len(distances) > 1 else 0.0,
+        "seeds": len(runs),
+        "seconds": statistics.median(run["seconds"] for run in runs),
+        "peak_mb": statistics.median(peaks),
+        "kl_to_optimum": distances,
+        "curves": [run["curve"] for run in runs],
+    }
+
+
+def table(rows: dict[str, dict[str, dict[str, Any]]], start: float) -> str:
+    """The rows of both sides, as text."""
+    lines = [f"KL(pi, pi*) in nats after {EPISODES:,} episodes, beta {BETA}; the reference starts at {start:.3f}"]
+    lines.append(f"{'':12} {'ours':>17} {'s':>6} {'MB':>5} {'TRL':>18} {'s':>6} {'MB':>5}")
+    for algorithm in dict.fromkeys(name for side in rows.values() for name in side):
+        cells = [f"{algorithm:12}"]
+        cells += [cell(rows.get(side, {}).get(algorithm)) for side in ("ours", "trl")]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """One side's figures of one algorithm."""
+    if row is None:
+        return " " * 31
+    distance = f"{row['kl_to_optimum_mean']:8.4f} +- {row['kl_to_optimum_sd']:.4f}"
+    return f"{distance} {row['seconds']:6.1f} {row['peak_mb']:5.0f}"
