@@ -52,6 +52,7 @@ def train(start: Start, settings: PPOSettings, watch: Watch) -> None:
             lam=settings.lam,
             learning_rate=settings.learning_rate,
             adam_eps=settings.adam_eps,
+            max_grad_norm=0.0,  # TRL's PPO does not clip gradients, whatever its setting says
             save_every=0,
         )
 
