@@ -35,9 +35,9 @@ class SentimentConfig(PPOSettings, StageSettings):
     data: Path = Path("data")  # holds movie_reviews_v2.jsonl and sentence_polarity.jsonl (and books_train.jsonl), .xz or .gz
     policy: Path | None = None  # a pretrained model's directory; None: a GPT is pretrained on the books
     work: Path = Path("runs/sentiment")  # finished stages are kept here, and found by the next run
-    seeds: int = 1  # runs of each side; ours and TRL's take turns
+    seeds: int = 3  # runs of each side; ours and TRL's take turns
     first_seed: int = 0
-    evaluate_every: int = 5  # rollouts
+    evaluate_every: int = 3  # rollouts
     eval_prompts: int = 512
     threads: int = 1
     json: Path | None = None

@@ -18,14 +18,14 @@ from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
 class PPOSettings:
     """PPO as both sides run it. The loss and its coefficients are the defaults of Huang et al. 2024."""
 
-    rollouts: int = 40
+    rollouts: int = 36
     batch_size: int = 128  # answers a rollout
     prompt_tokens: int = 8  # of every prompt, bos included
     answer_tokens: int = 32  # of every answer: nothing ends one early
     num_epochs: int = 2  # passes over a rollout
     num_minibatches: int = 2  # optimizer steps a pass
-    learning_rate: float = 1e-4  # of policy and critic, falling linearly to 0 over the rollouts
-    kl_coef: float = 0.1
+    learning_rate: float = 3e-4  # of policy and critic, falling linearly to 0 over the rollouts
+    kl_coef: float = 0.15
     gamma: float = 1.0
     lam: float = 0.95
     cliprange: float = 0.2
