@@ -83,7 +83,7 @@ def main(config: SentimentConfig) -> dict[str, Any]:
             )
         runs.append(run)
         result = finish(config, held_out, runs, curves)  # after every seed, so that a run cut short leaves what it has
-    print("\n" + report.table(curves) + "\n\n" + report.verdict(curves))
+    print("\n" + report.table(curves) + "\n\n" + report.verdict(curves, config.first_seed))
     return result
 
 
@@ -103,7 +103,7 @@ def finish(
         "machine": machine() | {"cores": os.cpu_count()},
         "settings": settings,
         "held_out": held_out,
-        "reached": report.reached(curves),
+        "reached": report.reached(curves, config.first_seed),
         "runs": runs,
     }
     for file, text in (

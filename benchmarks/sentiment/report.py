@@ -30,14 +30,14 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     return [Point(**mean) for mean in means]  # type: ignore[arg-type]  # counts are equal in all seeds
 
 
-def reached(curves: Curves) -> dict[str, dict[str, Any]]:
-    """When each side comes to TRL's final reward: on the mean curves (`mean`) and seed by seed (`0`, `1`, ...).
+def reached(curves: Curves, first_seed: int = 0) -> dict[str, dict[str, Any]]:
+    """When each side comes to TRL's final reward: on the mean curves (`mean`) and seed by seed.
 
     TRL's own first time stands beside ours, since a curve that is flat and noisy at its end gets there early by chance.
     `speedup` is TRL's whole wall time over ours until then; None where ours never gets there.
     """
     pairs = {"mean": tuple(mean_curve(curves[side]) for side in SIDES)}
-    pairs |= {str(seed): pair for seed, pair in enumerate(zip(*(curves[side] for side in SIDES)))}
+    pairs |= {str(seed): pair for seed, pair in enumerate(zip(*(curves[side] for side in SIDES)), first_seed)}
     result = {}
     for name, (ours, theirs) in pairs.items():
         end = theirs[-1]
@@ -77,10 +77,10 @@ def _half_range(values: list[float]) -> float:
     return (max(values) - min(values)) / 2
 
 
-def verdict(curves: Curves) -> str:
+def verdict(curves: Curves, first_seed: int = 0) -> str:
     """The comparison in words."""
     lines = []
-    for name, row in reached(curves).items():
+    for name, row in reached(curves, first_seed).items():
         who = "mean of the seeds" if name == "mean" else f"seed {name}"
         text = f"{who}: TRL ends at reward {row['reward']:.3f}, KL {row['trl_kl']:.2f}, after {row['trl_wall']:.0f} s; "
         if row["ours_wall"] is None:

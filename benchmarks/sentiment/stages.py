@@ -1,14 +1,14 @@
 """From texts to where PPO starts: a language model that writes like reviewers, the reward, the judge. Finished ones are kept.
 
-Each is a stage of the kit (`fit`) and leaves a model directory under `--work`, where a later run finds it. A stage's
-settings are its own and not the benchmark's: change them in another `--work`.
+Each is a stage of the kit (`fit`) and leaves a model directory under `--work`, where a later run finds it. Other settings of
+the stages need another `--work`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rlhf_kit.data.batching import TokenBatches
 from rlhf_kit.data.labelled import LabelledBatches, labelled_examples
 from rlhf_kit.data.shards import write_shards
 from rlhf_kit.data.tokenizer import load_tokenizer
+from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_scores, unwrap
 from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
 from rlhf_kit.training.distributed import make_accelerator
@@ -45,13 +46,31 @@ class StageSettings:
 
 
 def prepare(data: Path, policy: Path | None, work: Path, settings: StageSettings) -> dict[str, Any]:
-    """All stages that `work` lacks. Returns what the held-out texts say of each: `loss` and `accuracy`."""
+    """All stages that `work` lacks. Returns what the held-out texts say of each: `loss` and `accuracy`.
+
+    Raises:
+        InputError: `work` holds stages that were made with other settings.
+    """
+    refuse_others(
+        work / "stages.json",
+        {"policy": policy and str(policy)} | {f.name: getattr(settings, f.name) for f in fields(StageSettings)},
+    )
     texts = reviews.read_reviews(data)
     start = policy or pretrained(data, work, settings)
     result = {"reference": reference(texts, start, work / "reference", settings)}
     for name, folds in (("reward", reviews.REWARD), ("judge", reviews.JUDGE)):
         result[name] = classifier(texts, folds, work / "reference", work / name, settings)
     return result
+
+
+def refuse_others(file: Path, wanted: dict[str, Any]) -> None:
+    """Keep the settings of the stages beside them, and compare."""
+    found = json.loads(file.read_text()) if file.exists() else wanted
+    for name, value in wanted.items():
+        if found[name] != value:
+            mend = f"expected an empty folder: in the stages there {name} is {found[name]} and not {value}"
+            raise InputError("--work", str(file.parent), mend)
+    file.write_text(json.dumps(wanted, indent=1) + "\n")
 
 
 def pretrained(data: Path, work: Path, settings: StageSettings) -> Path:

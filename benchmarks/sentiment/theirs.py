@@ -2,8 +2,6 @@
 
 - Its `num_mini_batches` are optimizer steps only where nothing is accumulated: a batch is one "device batch", and a
   minibatch of it is a forward. Otherwise accelerate takes one step a pass, however many minibatches there are.
-- In the last batch of its dataset every forward is an optimizer step (accelerate ends an accumulation where the
-  dataloader ends), so the dataset holds one batch more than is used.
 - Its dataloader shuffles: here it hands out the prompts in their order.
 - It finds answers' ends by comparing with the pad token, which a policy may sample: a number that no token has.
 - bf16 and gradient checkpointing are on by default, and off here; generation is one batch, where the default is 64 rows.
@@ -28,7 +26,7 @@ NO_TOKEN = -1
 
 
 class AfterRollout(TrainerCallback):
-    """Shows the policy to the watch, and counts optimizer steps."""
+    """Shows the policy to the watch."""
 
     def __init__(self, watch: Watch, policy: Any) -> None:
         self.watch, self.policy = watch, policy
@@ -50,15 +48,13 @@ def train(start: Start, settings: PPOSettings, watch: Watch) -> None:
     logging.getLogger("trl").setLevel(logging.ERROR)
     AcceleratorState._reset_state(True)  # accelerate keeps the precision of whoever came first
     models, tokenizer = start.models(), start.tokenizer()
-    whole = settings.num_minibatches > 1
-    unused = start.prompts[: settings.batch_size]
-    rows = [{"input_ids": ids} for ids in torch.cat([start.prompts, unused])]
+    rows = [{"input_ids": ids} for ids in start.prompts]
     with TemporaryDirectory() as folder:
         arguments = PPOConfig(
             output_dir=folder,
             seed=start.seed,
             total_episodes=settings.episodes,
-            per_device_train_batch_size=settings.batch_size if whole else settings.micro_batch,
+            per_device_train_batch_size=settings.batch_size,
             gradient_accumulation_steps=1,
             num_mini_batches=settings.num_minibatches,
             num_ppo_epochs=settings.num_epochs,

@@ -57,7 +57,7 @@ def config(data: Path, **changes: Any) -> SentimentConfig:
     small: dict[str, Any] = {
         "data": data, "work": data / "work", "rollouts": 2, "batch_size": 8, "prompt_tokens": 4, "answer_tokens": 6,
         "num_epochs": 2, "num_minibatches": 2, "eval_prompts": 8, "evaluate_every": 1, "pretrain_steps": 2, "vocab_size": 300,
-        "reference_steps": 2, "classifier_epochs": 1.0, "json": data / "figures.json", "picture": data / "curves.svg",
+        "reference_steps": 2, "classifier_epochs": 1.0, "seeds": 1, "json": data / "figures.json", "picture": data / "curves.svg",
     }  # fmt: skip
     return SentimentConfig(**small | changes)
 
@@ -84,6 +84,8 @@ def test_both_sides_start_alike_and_do_the_same_work(data: Path, capsys: pytest.
     assert len(before) == 4  # pretrain, reference, reward, judge
     main(config(data, rollouts=1))
     assert before == {path: path.stat().st_mtime_ns for path in before}  # finished stages are not repeated
+    with pytest.raises(InputError, match=r"--work .* reference_steps is 2 and not 3"):
+        main(config(data, reference_steps=3))
 
 
 def start(folder: Path, tokenizer: Any, settings: PPOSettings) -> Start:
@@ -170,7 +172,7 @@ def test_the_speedup_is_their_whole_time_over_ours_until_their_final_reward() ->
     assert first_reaching(mine, 2.0) is mine[2]
     row = reached({"ours": [mine], "theirs": [other]})["mean"]
     assert (row["speedup"], row["ours_kl"], row["trl_first_wall"], row["speedup_at_equal_work"]) == (4.5, 3, 40, 3)
-    never = reached({"ours": [mine], "theirs": [[*other[:3], point(24, 9, 90)]]})["0"]
+    never = reached({"ours": [mine], "theirs": [[*other[:3], point(24, 9, 90)]]}, first_seed=3)["3"]
     assert never["ours_wall"] is None
     assert never["speedup"] is None
 
