@@ -59,6 +59,15 @@ class PreferenceBatch(Record):
 
 
 @dataclass
+class LabelledBatch(Record):
+    """Texts that are one thing or are not, padded on the right: classification."""
+
+    input_ids: Tensor  # (B, T) long
+    attention_mask: Tensor  # (B, T) bool; all False in a row that counts for nothing
+    labels: Tensor  # (B,) bool
+
+
+@dataclass
 class FeedbackBatch(Record):
     """Single answers that people liked or did not (KTO), each with an answer to another prompt; padded on the right.
 

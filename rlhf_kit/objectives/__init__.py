@@ -11,6 +11,7 @@ from rlhf_kit.objectives.advantages import (
     masked_whiten,
     reinforce_plus_plus,
 )
+from rlhf_kit.objectives.classification import binary_cross_entropy
 from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, exact_kl, kl_estimate, kl_loss, shape_rewards
 from rlhf_kit.objectives.language_model import language_model_loss, linear_cross_entropy, shift_labels
 from rlhf_kit.objectives.logprobs import linear_logprobs, padded_logprobs
@@ -31,6 +32,7 @@ __all__ = [
     "FixedKL",
     "PreferenceLoss",
     "aggregate_units",
+    "binary_cross_entropy",
     "clipped_surrogate",
     "discounted_returns",
     "dpo",

@@ -1,6 +1,6 @@
 """Logits a chunk at a time, shared by the objectives that end in the vocabulary.
 
-Two sizes, for two reasons. A chunk of rows goes through the matrix products: large, because every chunk reads the
+Two sizes, for two reasons. A chunk of rows goes through the matrix products: not too small, because every chunk reads the
 whole head and adds to its whole gradient. A slice of a chunk goes through the softmax: small enough to stay in cache.
 One buffer holds the logits of the chunk at hand and, in their place, their gradient; no (N, V) tensor is ever built.
 """
@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 64 * 2**20}  # logits of one chunk; measured on one core, flat from 32 MB up
+CHUNK_BYTES = {"cpu": 64 * 2**20}  # logits of one chunk, at most
+# Measured on one core: fresh memory costs more than products in cache, as long as enough rows pay for reading the head again.
+CHUNK_BYTES_CACHED, CHUNK_ROWS = 16 * 2**20, 256
 CHUNK_BYTES_ACCELERATOR = 256 * 2**20
 SLICE_BYTES = {"cpu": 8 * 2**20}  # fp32 logits of one softmax; accelerators take a chunk at once
 
@@ -31,9 +33,15 @@ def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def default_chunk_rows(vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows a chunk, so that its logits fill the device's budget; at least 16."""
+def most_chunk_rows(vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Rows whose logits fill the device's budget, at least 16: what may be kept for a backward."""
     return max(16, CHUNK_BYTES.get(device.type, CHUNK_BYTES_ACCELERATOR) // (vocabulary * dtype.itemsize))
+
+
+def default_chunk_rows(vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Rows a chunk: within the budget and, on CPU, few enough for the logits to be in cache when their softmax is taken."""
+    most = most_chunk_rows(vocabulary, dtype, device)
+    return min(most, max(CHUNK_ROWS, CHUNK_BYTES_CACHED // (vocabulary * dtype.itemsize))) if device.type == "cpu" else most
 
 
 def spans(length: int, size: int) -> Iterator[slice]:
@@ -42,16 +50,19 @@ def spans(length: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
-def logit_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yields (rows, logits of these rows). The logits live in one buffer that the next chunk overwrites.
+def logit_chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: int, into: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (rows, logits of these rows). The logits live in one buffer that the next chunk overwrites, or stay in `into`.
 
     Args:
         hidden: (N, D), weight: (V, D), bias: (V,) or None, all of one dtype.
         rows: the most rows a chunk.
+        into: (N, V), filled with all logits where given.
     """
-    buffer = hidden.new_empty(min(rows, len(hidden)), len(weight))
+    buffer = hidden.new_empty(min(rows, len(hidden)), len(weight)) if into is None else into
     for span in spans(len(hidden), rows):
-        logits = buffer[: span.stop - span.start]
+        logits = buffer[: span.stop - span.start] if into is None else buffer[span]
         if bias is None:
             torch.mm(hidden[span], weight.T, out=logits)
         else:

@@ -1,7 +1,7 @@
 """Log-probabilities and entropy of given tokens straight from hidden states, for rollouts and their updates.
 
 The gradient depends on what is done with the log-probabilities, so unlike the cross-entropy it cannot be formed in
-the forward. Logits that fit one chunk are kept for the backward, otherwise each chunk is computed again: memory stays
+the forward. Logits that fit the budget are kept for the backward, otherwise each chunk is computed again: memory stays
 below a constant, whatever N and V.
 """
 
@@ -20,8 +20,10 @@ from rlhf_kit.objectives.chunked import (
     default_chunk_rows,
     logit_chunks,
     matmul_dtype,
+    most_chunk_rows,
     softmax_dtype,
     softmax_spans,
+    spans,
 )
 from rlhf_kit.objectives.shapes import check_mask, check_rank, check_shapes
 
@@ -61,11 +63,11 @@ def linear_logprobs(
     if entropy_grad and not with_entropy:
         raise ValueError("entropy_grad is True, expected False where with_entropy is False")
     dtype = matmul_dtype(hidden, weight)
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    keep = wanted and len(hidden) <= (chunk_rows or most_chunk_rows(len(weight), dtype, hidden.device))
     rows = chunk_rows or default_chunk_rows(len(weight), dtype, hidden.device)
     scale = 1.0 if temperature is None else 1.0 / (temperature + 1e-7)
-    return _LinearLogprobs.apply(
-        hidden, weight, bias, targets, scale, with_entropy, entropy_grad, dtype, rows, torch.is_grad_enabled()
-    )
+    return _LinearLogprobs.apply(hidden, weight, bias, targets, scale, with_entropy, entropy_grad, dtype, rows, keep)
 
 
 def padded_logprobs(
@@ -121,23 +123,21 @@ class _LinearLogprobs(torch.autograd.Function):
         entropy_grad: bool,
         dtype: torch.dtype,
         rows: int,
-        grad_enabled: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         wide = softmax_dtype(dtype)
-        keep = grad_enabled and any(ctx.needs_input_grad) and len(hidden) <= rows
-        kept = None
+        kept = hidden.new_empty(len(hidden), len(weight), dtype=dtype) if keep else None
         logprobs = hidden.new_empty(len(hidden), dtype=wide)
         entropy = torch.zeros_like(logprobs)
         with torch.autocast(hidden.device.type, enabled=False):
             h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-            for span, logits in logit_chunks(h, w, b, rows):
+            for span, logits in logit_chunks(h, w, b, rows, into=kept):
                 for part in softmax_spans(logits):
                     at = slice(span.start + part.start, span.start + part.stop)
                     logs = torch.log_softmax(logits[part].to(wide) * scale, 1)
                     logprobs[at] = logs.gather(1, targets[at].unsqueeze(1)).squeeze(1)
                     if with_entropy:
                         entropy[at] = -logs.exp().mul_(logs).sum(1)
-                kept = logits if keep else None
         ctx.save_for_backward(hidden, weight, bias, targets, entropy if entropy_grad else None, kept)
         ctx.scale, ctx.dtype, ctx.rows = scale, dtype, rows
         ctx.set_materialize_grads(False)
@@ -155,8 +155,11 @@ class _LinearLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             h, w, b = hidden.to(ctx.dtype), weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
             grads = HeadGradients(h, w, b, ctx.needs_input_grad)
-            for span, logits in logit_chunks(h, w, b, ctx.rows) if kept is None else [(slice(0, len(h)), kept)]:
-                grad_logits = logits if kept is None else torch.empty_like(logits)  # what autograd keeps is not ours to write on
+            # What autograd keeps is not ours to write on.
+            own_buffer = None if kept is None else kept.new_empty(min(ctx.rows, len(h)), len(w))
+            chunks = logit_chunks(h, w, b, ctx.rows) if kept is None else ((s, kept[s]) for s in spans(len(h), ctx.rows))
+            for span, logits in chunks:
+                grad_logits = logits if own_buffer is None else own_buffer[: len(logits)]
                 for part in softmax_spans(logits):
                     at = slice(span.start + part.start, span.start + part.stop)
                     x = logits[part].to(wide) * ctx.scale

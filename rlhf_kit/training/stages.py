@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from rlhf_kit.batches import IGNORE, LMBatch, PreferenceBatch
+from rlhf_kit.batches import IGNORE, LabelledBatch, LMBatch, PreferenceBatch
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import hidden_states, output_head, scalar_scores
+from rlhf_kit.objectives.classification import binary_cross_entropy
 from rlhf_kit.objectives.language_model import language_model_loss
 from rlhf_kit.objectives.reward_model import pairwise_loss
 
@@ -101,3 +102,29 @@ class RewardModelling(Stage):
             "rejected": losses.sum(),
         }
         return loss, {name: value.detach() for name, value in stats.items()}
+
+
+class Classification(Stage):
+    """Yes or no, read at the last token (`objectives.classification`): the score is the log-odds of yes. The unit is a row."""
+
+    unit_name = "rows"
+
+    def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(model)
+        if not 0 <= label_smoothing < 0.5:
+            raise InputError("--label_smoothing", label_smoothing, "expected at least 0 and less than 0.5")
+        self.label_smoothing = label_smoothing
+
+    def units(self, batch: LabelledBatch) -> Tensor:
+        """Rows that hold any token."""
+        return batch.attention_mask.any(1).sum()
+
+    def forward(self, batch: LabelledBatch) -> tuple[Tensor, Stats]:
+        """Summed cross-entropy in nats; statistics `accuracy` (a logit of 0 counts half), `logit`, `positive`."""
+        real = batch.attention_mask.any(1)
+        mask = batch.attention_mask.clone()
+        mask[:, 0] |= ~real  # an empty row reads its first pad, and is dropped from the loss below
+        logits = scalar_scores(self.model, batch.input_ids, mask)
+        loss, stats = binary_cross_entropy(logits[real], batch.labels[real], label_smoothing=self.label_smoothing)
+        stats.pop("rows")  # the units
+        return loss + 0.0 * logits.sum(), stats  # so that an all-empty micro-batch still reaches every parameter

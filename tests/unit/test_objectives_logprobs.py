@@ -51,6 +51,28 @@ def test_values_and_gradients_equal_the_naive_twin_kept_or_computed_again(chunk_
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("budget", [4 * 8 * 11, 64 * 2**20])  # bytes: four rows of logits, then all
+def test_logits_are_right_in_chunks_whether_they_stay_or_not(monkeypatch, budget):
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": budget})
+    monkeypatch.setattr(chunked, "CHUNK_BYTES_CACHED", 1)
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", 4)
+    inputs = head()
+    for temperature in (1.0, 0.7):
+        got, want = (of(*inputs[:2], inputs[3], inputs[2], temperature=temperature)[0] for of in (linear_logprobs, naive))
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+        grads = [torch.autograd.grad((x * torch.arange(13)).sum(), inputs[:3]) for x in (got, want)]
+        for a, b in zip(*grads):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows"),
+    [(1024, 4096), (8192, 512), (50257, 256), (128256, 130), (2_000_000, 16)],
+)
+def test_a_chunk_fits_the_cache_unless_so_few_rows_would_not_pay_and_never_exceeds_the_budget(vocabulary, rows):
+    assert chunked.default_chunk_rows(vocabulary, torch.float32, torch.device("cpu")) == rows
+
+
 @pytest.mark.parametrize("chunk_rows", [None, 2])
 def test_gradients_pass_gradcheck_in_fp64(chunk_rows):
     hidden, weight, bias, targets = head(rows=5, vocabulary=4, width=3)

@@ -1,0 +1,130 @@
+"""What came of it: the table, the comparison in time, and the picture."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.sentiment.measure import Point, first_reaching
+from rlhf_kit.evaluation.charts import HEIGHT, WIDTH, Series, line_chart
+
+SIDES = {"ours": "rlhf_kit", "theirs": "TRL 1.12"}
+Curves = dict[str, list[list[Point]]]  # of each side, a curve a seed
+COLUMNS: tuple[tuple[str, str, Callable[[Point], float]], ...] = (
+    ("reward", "8.3f", lambda p: p.reward),
+    ("judge", "8.3f", lambda p: p.judge),
+    ("KL, nats", "9.2f", lambda p: p.kl),
+    ("length", "7.1f", lambda p: p.length),
+    ("distinct-2", "11.3f", lambda p: p.distinct_2),
+    ("wall, s", "9.1f", lambda p: p.wall),
+    ("CPU, s", "9.1f", lambda p: p.cpu),
+)
+
+
+def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
+    """Every figure's mean over the seeds, evaluation by evaluation."""
+    fields = Point.__dataclass_fields__
+    means = ({f: statistics.fmean(getattr(p, f) for p in points) for f in fields} for points in zip(*curves))
+    return [Point(**mean) for mean in means]  # type: ignore[arg-type]  # counts are equal in all seeds
+
+
+def reached(curves: Curves, first_seed: int = 0) -> dict[str, dict[str, Any]]:
+    """When each side comes to TRL's final reward: on the mean curves (`mean`) and seed by seed.
+
+    TRL's own first time stands beside ours, since a curve that is flat and noisy at its end gets there early by chance.
+    `speedup` is TRL's whole wall time over ours until then; None where ours never gets there.
+    """
+    pairs = {"mean": tuple(mean_curve(curves[side]) for side in SIDES)}
+    pairs |= {str(seed): pair for seed, pair in enumerate(zip(*(curves[side] for side in SIDES)), first_seed)}
+    result = {}
+    for name, (ours, theirs) in pairs.items():
+        end = theirs[-1]
+        mine, own = first_reaching(ours, end.reward), first_reaching(theirs, end.reward)
+        assert own is not None
+        result[name] = {
+            "reward": end.reward,
+            "trl_wall": end.wall,
+            "trl_kl": end.kl,
+            "trl_first_wall": own.wall,
+            "ours_wall": mine and mine.wall,
+            "ours_kl": mine and mine.kl,
+            "speedup": mine and end.wall / mine.wall if mine and mine.wall else None,
+            "speedup_at_equal_work": end.wall / ours[-1].wall,
+            "speedup_at_equal_work_cpu": end.cpu / ours[-1].cpu,
+        }
+    return result
+
+
+def table(curves: Curves) -> str:
+    """Start and end of both sides: means over the seeds, and half the distance between the extremes."""
+    lines = [f"{'':18}" + "".join(f"{name:>{int(form.split('.')[0])}}" for name, form, _ in COLUMNS)]
+    lines.append(_row("start", [points[0] for points in curves["ours"]]))
+    for side, name in SIDES.items():
+        ends = [points[-1] for points in curves[side]]
+        lines.append(_row(f"{name}, end", ends))
+        if len(ends) > 1:
+            lines.append(_row("   +-", ends, _half_range))
+    return "\n".join(lines)
+
+
+def _row(name: str, points: Sequence[Point], of: Callable[[list[float]], float] = statistics.fmean) -> str:
+    return f"{name:18}" + "".join(f"{of([read(p) for p in points]):{form}}" for _, form, read in COLUMNS)
+
+
+def _half_range(values: list[float]) -> float:
+    return (max(values) - min(values)) / 2
+
+
+def verdict(curves: Curves, first_seed: int = 0) -> str:
+    """The comparison in words."""
+    lines = []
+    for name, row in reached(curves, first_seed).items():
+        who = "mean of the seeds" if name == "mean" else f"seed {name}"
+        text = f"{who}: TRL ends at reward {row['reward']:.3f}, KL {row['trl_kl']:.2f}, after {row['trl_wall']:.0f} s; "
+        if row["ours_wall"] is None:
+            text += "rlhf_kit never gets there"
+        else:
+            text += f"rlhf_kit is there after {row['ours_wall']:.0f} s at KL {row['ours_kl']:.2f}"
+            text += f" ({row['speedup']:.2f} times as fast)" if row["speedup"] else ""
+            text += f", TRL itself for the first time after {row['trl_first_wall']:.0f} s"
+        lines.append(f"{text}; all rollouts: {row['speedup_at_equal_work']:.2f} times as fast")
+    return "\n".join(lines)
+
+
+STYLE = (
+    "text{font:10.5px system-ui,sans-serif;fill:#777}.title{font-size:13px;font-weight:600;fill:#222}.axis,.note{fill:#555}"
+    ".grid{stroke:#ececec}.line{fill:none;stroke-width:1.7;stroke-linejoin:round}.c1{stroke:#2f62d9}.c2{stroke:#c07a08}"
+)
+TITLE, GAP = 26, 14
+
+
+def picture(curves: Curves) -> str:
+    """Reward, judge and KL (columns) over episodes and over seconds (rows), a line a seed, as a whole SVG file."""
+    columns: tuple[tuple[str, Callable[[Point], float]], ...] = (
+        ("reward: log-odds of positive", lambda p: p.reward),
+        ("judge: probability of positive", lambda p: p.judge),
+        ("KL to the reference, nats an answer", lambda p: p.kl),
+    )
+    rows: tuple[tuple[str, Callable[[Point], float]], ...] = (
+        ("episodes", lambda p: p.episodes),
+        ("seconds of training", lambda p: p.wall),
+    )
+    width, height = 3 * (WIDTH + GAP) + GAP, 2 * (HEIGHT + TITLE + GAP) + 2 * GAP
+    parts = [f"<style>{STYLE}</style>", f'<rect width="{width}" height="{height}" fill="#fff"/>']
+    for x, (side, name) in zip((GAP, GAP + 110), SIDES.items()):
+        colour = list(SIDES).index(side) + 1
+        parts.append(f'<path class="line c{colour}" d="M{x} 14h18"/><text x="{x + 24}" y="18">{html.escape(name)}</text>')
+    for row, (axis, at) in enumerate(rows):
+        for column, (title, read) in enumerate(columns):
+            x, y = GAP + column * (WIDTH + GAP), 2 * GAP + row * (HEIGHT + TITLE + GAP)
+            series = [
+                Series(name, [at(p) for p in points], [read(p) for p in points], colour=i + 1)
+                for i, (side, name) in enumerate(SIDES.items())
+                for points in curves[side]
+            ]
+            chart = line_chart(series, name=f"{title} over {axis}", x_label=axis)
+            parts.append(f'<text class="title" x="{x + 4}" y="{y + 16}">{html.escape(title)}</text>')
+            parts.append(f'<svg x="{x}" y="{y + TITLE}" width="{WIDTH}" height="{HEIGHT}">{chart}</svg>')
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{"".join(parts)}</svg>\n'
