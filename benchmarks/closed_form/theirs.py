@@ -112,20 +112,27 @@ def run_ppo(_: str, world: World, policy: Any, settings: dict[str, Any]) -> dict
     )
     rows = {"input_ids": [list(PROMPTS[i % len(PROMPTS)]) for i in range(EPISODES)]}
     curve = Curve(world, policy)
+    reward: Any = TableReward(world)
+    collator: Any = collated
     trainer = PPOTrainer(
         args=config,
         processing_class=tokenizer(pad=OUTSIDE),
         model=policy,
         ref_model=world.reference,
-        reward_model=TableReward(world),
+        reward_model=reward,
         value_model=make_critic(world),
         train_dataset=datasets.Dataset.from_dict(rows),
-        data_collator=lambda part: {"input_ids": left_padded([tuple(row["input_ids"]) for row in part], OUTSIDE)[0]},
+        data_collator=collator,
         callbacks=[Look(curve, BATCH)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return curve.result()
+
+
+def collated(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Prompts padded on the left with what is no token."""
+    return {"input_ids": left_padded([tuple(row["input_ids"]) for row in rows], OUTSIDE)[0]}
 
 
 def run_group(algorithm: str, world: World, policy: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -149,15 +156,15 @@ def run_group(algorithm: str, world: World, policy: Any, settings: dict[str, Any
     policy = type(world.reference).from_pretrained(folder)
     curve = Curve(world, policy)
 
-    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def reward(completion_ids: list[list[int]], **_: Any) -> Any:
         return world.reward_of(torch.tensor(completion_ids)).tolist()
 
-    config_class, trainer_class = (RLOOConfig, RLOOTrainer) if algorithm == "rloo" else (GRPOConfig, GRPOTrainer)
+    make: tuple[Any, Any] = (RLOOConfig, RLOOTrainer) if algorithm == "rloo" else (GRPOConfig, GRPOTrainer)
     rows = {"prompt": [text(PROMPTS[i % len(PROMPTS)]) for i in range(EPISODES // GROUP)]}
-    trainer = trainer_class(
+    trainer = make[1](
         model=policy,
         reward_funcs=reward,
-        args=config_class(**options),
+        args=make[0](**options),
         train_dataset=datasets.Dataset.from_dict(rows),
         processing_class=tokenizer(pad=0),
         callbacks=[Look(curve, BATCH / (EPOCHS * MINIBATCHES))],

@@ -9,6 +9,7 @@ exact `KL(pi || pi*)`, averaged over the prompts: `J* - J(pi) = beta * KL(pi || 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,7 @@ def sample_answers(logprobs: Tensor, prompts: Tensor, generator: torch.Generator
     return torch.searchsorted(cumulative[prompts], draws).squeeze(1).clamp_max(logprobs.shape[1] - 1)
 
 
-def left_padded(prompts: list[tuple[int, ...]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[tuple[int, ...]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
     """`(ids, mask)`, (B, Q) each."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts])

@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_kit.batches import LabelledBatch
-from rlhf_kit.data.batching import _check_rank, _deal, _Epochs, _Flat, _positive
+from rlhf_kit.data.dealing import Epochs, Flat, check_positive, check_rank, deal, no_row
 from rlhf_kit.data.examples import EncodingStats
 from rlhf_kit.data.files import iter_rows
-from rlhf_kit.data.records import Record, _some, _unknown_columns
+from rlhf_kit.data.records import Record, at_least_one, unknown_columns
 from rlhf_kit.data.tokenizer import encode_texts
 from rlhf_kit.errors import InputError
 
@@ -32,7 +32,7 @@ def load_labelled(source: str | Path, positive: str | None = None) -> list[Recor
     Raises:
         InputError: unreadable source, missing columns, an empty text, a label that is neither true nor false, one label only.
     """
-    records = _some([_labelled(where, row, positive) for where, row in iter_rows(source)], source)
+    records = at_least_one([_labelled(where, row, positive) for where, row in iter_rows(source)], source)
     labels = {record["label"] for record in records}
     if len(labels) == 1:
         mend = "in every row, expected both: add texts of the other kind" + ("" if positive is None else ", or check --positive")
@@ -42,7 +42,7 @@ def load_labelled(source: str | Path, positive: str | None = None) -> list[Recor
 
 def _labelled(where: str, row: Record, positive: str | None) -> Record:
     if not {"text", "label"} <= row.keys():
-        raise _unknown_columns(where, row, "text + label")
+        raise unknown_columns(where, row, "text + label")
     text, label = row["text"], row["label"]
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}, column 'text'", text, "expected a text that is not empty: mend or remove the row")
@@ -94,20 +94,19 @@ class LabelledBatches:
     def __init__(
         self, examples: Sequence[LabelledExample], batch_size: int, micro_batch_size: int, seed: int, pad_id: int
     ) -> None:
-        _positive(micro_batch_size=micro_batch_size)
+        check_positive(micro_batch_size=micro_batch_size)
         self.micro_batch_size, self.pad_id = micro_batch_size, pad_id
-        self._ids = _Flat([e.ids for e in examples])
+        self._ids = Flat([e.ids for e in examples])
         self._labels = torch.tensor([e.label for e in examples], dtype=torch.bool)
-        self._epochs = _Epochs(self._ids.lengths, batch_size, seed, drop_last=False)
+        self._epochs = Epochs(self._ids.lengths, batch_size, seed, drop_last=False)
         self.steps_per_epoch = self._epochs.steps
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[LabelledBatch]:
         """The texts of one rank at one step."""
-        _check_rank(rank, world)
-        return [self._batch(group) for group in _deal(self._epochs.members(step), self.micro_batch_size, rank, world)]
+        check_rank(rank, world)
+        return [self._batch(group) for group in deal(self._epochs.members(step), self.micro_batch_size, rank, world)]
 
     def _batch(self, group: np.ndarray) -> LabelledBatch:
         if not len(group):
-            nothing = torch.zeros(1, 1, dtype=torch.bool)
-            return LabelledBatch(torch.full((1, 1), self.pad_id), nothing, nothing[:, 0].clone())
+            return LabelledBatch(*no_row(self.pad_id), torch.zeros(1, dtype=torch.bool))
         return LabelledBatch(*self._ids.gather(group, self.pad_id), self._labels[torch.from_numpy(group)])
