@@ -30,7 +30,7 @@ from rlhf_kit.objectives.policy import aggregate_units
 from rlhf_kit.rollout.experience import response_logprobs
 from rlhf_kit.rollout.scoring import pad
 from rlhf_kit.training.algorithms import ALGORITHMS
-from rlhf_kit.training.online import Learner
+from rlhf_kit.training.online import Learner, with_a_lesson
 from rlhf_kit.training.online_config import OnlineConfig
 
 TEMPERATURE, LONGEST, GROUP = 0.7, 7, 4
@@ -86,9 +86,11 @@ def ours(name: str, precision: str) -> Found:
         rewards, _ = shape_rewards(rollout.scores, rollout.old_logprobs, rollout.ref_logprobs, mask, price)
         advantages, returns = algorithm.advantages(rollout, rewards, config, lambda x: x)
         world.filled(policy, UPDATED)
+        learned = with_a_lesson(rollout, advantages) if algorithm.skip_zero else rollout
+        mask = learned.response_mask
         units, tokens = float(aggregate_units(mask, algorithm.aggregate)), float(mask.sum())
         learner = Learner(policy, None, algorithm, config)
-        loss, stats = learner(rollout, advantages, returns, units, tokens, coef, True)
+        loss, stats = learner(learned, advantages, returns, units, tokens, coef, True)
         found: Found = {"advantages": advantages[:, 0], "loss": loss.detach(), "gradients": gradients(loss, policy)}
         found["entropy"] = float(stats["entropy"]) / tokens
         if key != "cispo":

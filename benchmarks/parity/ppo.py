@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,9 @@ def answers_to(asked: Tensor, step: int) -> Tensor:
     return 2 + (asked.sum(1, keepdim=True) * (columns + 2) + asked[:, :1] * 7 + columns**2 + 5 * step) % (VOCAB - 2)
 
 
+Answers = Callable[[Tensor, int], Tensor]  # (B, QUERY) queries and the step -> (B, LENGTH) answers
+
+
 class Recorder:
     """The loss and the gradients of each optimizer step, summed over its micro-batches."""
 
@@ -117,13 +121,14 @@ class Recorder:
         return [(f"{name}.{p}", w) for name, model in self.learned.items() for p, w in model.named_parameters()]
 
 
-def ours(precision: str) -> Found:
-    """Our loop, in micro-batches of 3, on the given answers."""
+def run_ours(precision: str, answers: Answers = answers_to, **settings: Any) -> Found:
+    """Our loop on the given answers; each ends at its first EOS. `settings` are OnlineConfig fields."""
     with widened(precision), tempfile.TemporaryDirectory() as folder:
         us, steps, accelerator = models(precision), iter(range(STEPS)), make_accelerator()
+        options = {NAMES.get(name, name): value for name, value in SETTINGS.items()} | settings
         config = OnlineConfig(
-            output_dir=Path(folder), total_steps=STEPS, batch_size=ANSWERS, micro_batch_size=3, max_new_tokens=LENGTH,
-            max_grad_norm=0.0, save_every=0, **{NAMES.get(name, name): value for name, value in SETTINGS.items()},
+            output_dir=Path(folder), total_steps=STEPS, batch_size=ANSWERS, max_new_tokens=LENGTH, save_every=0,
+            **({"micro_batch_size": 3, "max_grad_norm": 0.0} | options),
         )  # fmt: skip
         everything = torch.ones(ANSWERS, QUERY, dtype=torch.bool)
         batch: Any = PromptBatch(queries(), everything, torch.arange(ANSWERS)), [{}] * ANSWERS
@@ -132,9 +137,10 @@ def ours(precision: str) -> Found:
         clip = loop.clip_grad_norm
 
         def generate(policy: Any, query_ids: Tensor, query_mask: Tensor, **_: Any) -> SimpleNamespace:
-            ids = answers_to(query_ids, next(steps))
-            whole = torch.ones_like(ids, dtype=torch.bool)
-            return SimpleNamespace(response_ids=ids, response_mask=whole, ended=~whole[:, 0], logprobs=torch.zeros(ids.shape))
+            ids = answers(query_ids, next(steps))
+            ends = ids == EOS
+            mask = ends.long().cumsum(1) - ends.long() == 0
+            return SimpleNamespace(response_ids=ids, response_mask=mask, ended=ends.any(1), logprobs=torch.zeros(ids.shape))
 
         def score(rollout: Any, rows: Any) -> Tensor:
             joined = join(rollout)
@@ -159,8 +165,8 @@ def ours(precision: str) -> Found:
         return recorder.found(read_metrics(Path(folder) / "metrics.jsonl"))
 
 
-def theirs(precision: str) -> Found:
-    """TRL's trainer on the given answers, in one piece."""
+def run_theirs(precision: str, answers: Answers = answers_to, *, pad: int = PAD, repeat: int = 1, **settings: Any) -> Found:
+    """TRL's trainer on the given answers. `settings` are PPOConfig fields; the queries stand `repeat` times in its dataset."""
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, ppo_trainer
 
@@ -168,24 +174,24 @@ def theirs(precision: str) -> Found:
     steps = iter(range(STEPS))
 
     def generation(model: Any, asked: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        both = torch.cat([asked, answers_to(asked, next(steps))], 1)
-        output: Any = ppo_trainer.forward(model, both, PAD)
+        both = torch.cat([asked, answers(asked, next(steps))], 1)
+        output: Any = ppo_trainer.forward(model, both, pad)
         logits = output.logits[:, QUERY - 1 : -1]
         return both, logits / (SETTINGS["temperature"] + 1e-7)
 
     with widened(precision), tempfile.TemporaryDirectory() as folder, patch.object(ppo_trainer, "batch_generation", generation):
         them = models(precision)
         config = PPOConfig(
-            output_dir=folder, total_episodes=STEPS * ANSWERS, per_device_train_batch_size=ANSWERS, response_length=LENGTH,
-            local_rollout_forward_batch_size=ANSWERS, stop_token_id=EOS, lr_scheduler_type="linear", warmup_steps=0, bf16=False,
-            use_cpu=True, num_sample_generations=0, save_strategy="no", logging_steps=1, report_to=[],
-            disable_tqdm=True, **SETTINGS,
+            output_dir=folder, response_length=LENGTH, local_rollout_forward_batch_size=ANSWERS, stop_token_id=EOS,
+            lr_scheduler_type="linear", warmup_steps=0, bf16=False, use_cpu=True, num_sample_generations=0, save_strategy="no",
+            logging_steps=1, report_to=[], disable_tqdm=True,
+            **({"total_episodes": STEPS * ANSWERS, "per_device_train_batch_size": ANSWERS} | SETTINGS | settings),
         )  # fmt: skip
         make: Any = ppo_trainer.PPOTrainer
         trainer = make(
-            args=config, processing_class=SimpleNamespace(pad_token_id=PAD, eos_token_id=EOS), model=them["policy"],
+            args=config, processing_class=SimpleNamespace(pad_token_id=pad, eos_token_id=EOS), model=them["policy"],
             ref_model=them["reference"], reward_model=them["reward"], value_model=them["critic"],
-            train_dataset=Dataset.from_dict({"input_ids": queries().tolist()}),
+            train_dataset=Dataset.from_dict({"input_ids": queries().tolist() * repeat}),
             data_collator=lambda rows: {"input_ids": torch.tensor([row["input_ids"] for row in rows])},
         )  # fmt: skip
         trainer.log = logged.append
@@ -200,6 +206,6 @@ DRIFT = (1e-5, "fp32: from the second update on both start from weights that wer
 SMALL = (5e-6, "fp32: a small difference of large sums")
 LOOSE = {"gradients": DRIFT} | dict.fromkeys(("objective/kl", "objective/non_score_reward", "loss/policy_avg"), SMALL)
 CASES = [
-    Case("ppo", partial(ours, precision), partial(theirs, precision), precision, LOOSE if precision == "fp32" else {})
+    Case("ppo", partial(run_ours, precision), partial(run_theirs, precision), precision, LOOSE if precision == "fp32" else {})
     for precision in ("fp64", "fp32")
 ]

@@ -108,7 +108,7 @@ def test_the_cases_test_what_their_names_say():
     assert {family(case) for case in chosen(["sft"])} == {"sft"}
     kl = {phase: _baseline(phase) for phase in (preference.REFERENCE, preference.CLAMPED)}
     assert kl[preference.REFERENCE] > 0.1 and kl[preference.CLAMPED] == 0.0
-    start, (end,) = ppo.models("fp64")["policy"], [ppo.ours("fp64")["weights"]]
+    start, (end,) = ppo.models("fp64")["policy"], [ppo.run_ours("fp64")["weights"]]
     assert max(float((end[f"policy.{name}"] - p.detach()).abs().max()) for name, p in start.named_parameters()) > 1e-2
 
 
