@@ -61,7 +61,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps({**result, "start": start, "episodes": EPISODES}, indent=2) + "\n")
     if arguments.picture:
-        arguments.picture.write_text(curves(result, start))
+        arguments.picture.write_text(curves(result))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def run_online(algorithm: str, world: World, folder: Path, **settings: Any) -> d
         log_every=1_000_000,
     )
     config = replace(config, **settings)
-    policy = copy.deepcopy(world.reference)
+    policy = copy.deepcopy(world.reference).requires_grad_(True)
 
     def score(rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
         return world.reward_of(rollout.response_ids)
@@ -138,11 +138,12 @@ def run_dpo(
         keep_best=False,
     )
     config = replace(config, **settings)
-    policy = copy.deepcopy(world.reference)
+    policy = copy.deepcopy(world.reference).requires_grad_(True)
     batches = WorldPairs(world, pairs, config.batch_size, world.seed)
     curve = Curve(world, policy)
     stage = Watched(policy, curve, 2 * config.batch_size, look)
     fit(stage, batches, config, make_accelerator(), tokenizer=TOKENIZER)
+    curve.look(stage.steps * stage.answers_a_step, look)
     return curve.result()
 
 

@@ -33,7 +33,7 @@ def sheet(charts: Sequence[tuple[str, str]], legend: Sequence[tuple[str, int]], 
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{"".join(parts)}</svg>\n'
 
 
-def curves(sides: dict[str, dict[str, Any]], start: float) -> str:
+def curves(sides: dict[str, dict[str, Any]]) -> str:
     """KL(pi, pi*) over episodes, a chart an algorithm, a line a seed."""
     names = list(dict.fromkeys(name for rows in sides.values() for name in rows))
     charts = []

@@ -36,7 +36,7 @@ def run(algorithm: str, world: World, folder: Path, **overrides: Any) -> dict[st
     datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
     runs = {"ppo": run_ppo, "rloo": run_group, "grpo": run_group, "dr_grpo": run_group, "dpo": run_dpo}
-    policy = copy.deepcopy(world.reference)
+    policy = copy.deepcopy(world.reference).requires_grad_(True)
     common = {
         "output_dir": str(folder),
         "seed": world.seed,
@@ -153,7 +153,7 @@ def run_group(algorithm: str, world: World, policy: Any, settings: dict[str, Any
     # Both load their reference by name, so it needs a place on the disk.
     folder = Path(settings["output_dir"]) / "reference"
     world.reference.save_pretrained(folder)
-    policy = type(world.reference).from_pretrained(folder)
+    policy = type(world.reference).from_pretrained(folder)  # trainable, and known by its place
     curve = Curve(world, policy)
 
     def reward(completion_ids: list[list[int]], **_: Any) -> Any:

@@ -23,7 +23,7 @@ def main() -> int:
 
     from benchmarks.parity import golden
     from benchmarks.parity.cases import chosen
-    from benchmarks.parity.rows import Found, Row, compared, table
+    from benchmarks.parity.rows import Found, Row, compared, summary, table
     from rlhf_kit.errors import InputError
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description="Ours beside TRL's, number by number.")
@@ -44,7 +44,9 @@ def main() -> int:
         ours, found[case.name] = case.ours(), case.theirs()
         rows += compared(case, ours, found[case.name])
         print(f"{time.perf_counter() - started:5.1f} s  {case.name}", file=sys.stderr, flush=True)
-    print(f"TRL {trl.__version__}, torch {torch.__version__}, transformers {transformers.__version__}\n\n{table(rows)}")
+    print(
+        f"TRL {trl.__version__}, torch {torch.__version__}, transformers {transformers.__version__}\n\n{table(rows)}\n\n{summary(rows)}"
+    )
     if arguments.json:
         report = {"trl": trl.__version__, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -150,3 +150,14 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
     return "\n".join(text + [f"[{i}] {reason}" for i, reason in enumerate(reasons, 1)])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A line an algorithm: how many quantities were compared, and the largest relative difference in either precision."""
+    lines = [f"{'algorithm':26}{'quantities':>11}{'worst, fp64':>13}{'worst, fp32':>13}"]
+    for algorithm in dict.fromkeys(row.algorithm for row in rows):
+        own = [row for row in rows if row.algorithm == algorithm]
+        worst = {p: [row.relative_difference for row in own if row.precision == p] for p in ("fp64", "fp32")}
+        cells = "".join(f"{max(found):13.1e}" if found else f"{'':13}" for found in worst.values())
+        lines.append(f"{algorithm:26}{len(own):11}{cells}".rstrip())
+    return "\n".join(lines)

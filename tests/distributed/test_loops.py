@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.closed_form import LENGTH, VOCAB, WorldPrompts
+from benchmarks.closed_form.world import LENGTH, VOCAB, WorldPrompts
 from rlhf_kit.batches import Rollout
 from rlhf_kit.data.batching import ExampleBatches, PreferenceBatches, PromptBatches
 from rlhf_kit.data.examples import PreferenceExample, PromptExample

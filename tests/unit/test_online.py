@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.closed_form import LENGTH, PROMPTS, VOCAB, WorldPrompts
+from benchmarks.closed_form.world import LENGTH, PROMPTS, VOCAB, WorldPrompts
 from recipes.ppo import PPOConfig
 from rlhf_kit.batches import Rollout
 from rlhf_kit.errors import InputError

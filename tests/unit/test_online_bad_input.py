@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.closed_form import WorldPrompts
+from benchmarks.closed_form.world import WorldPrompts
 from rlhf_kit.batches import Rollout
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.loading import Lora, load_causal_lm, load_scalar_model

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.closed_form import VOCAB, WorldPrompts
+from benchmarks.closed_form.world import VOCAB, WorldPrompts
 from rlhf_kit.batches import Rollout
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.training import online as module
