@@ -44,9 +44,8 @@ def main() -> int:
         ours, found[case.name] = case.ours(), case.theirs()
         rows += compared(case, ours, found[case.name])
         print(f"{time.perf_counter() - started:5.1f} s  {case.name}", file=sys.stderr, flush=True)
-    print(
-        f"TRL {trl.__version__}, torch {torch.__version__}, transformers {transformers.__version__}\n\n{table(rows)}\n\n{summary(rows)}"
-    )
+    print(f"TRL {trl.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"\n{table(rows)}\n\n{summary(rows)}")
     if arguments.json:
         report = {"trl": trl.__version__, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -31,3 +31,10 @@ def test_links_between_pages_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_test_that_the_page_on_parity_names_exists():
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests" / "parity").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "parity.md").read_text())
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in tests] == []
