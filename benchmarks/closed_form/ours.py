@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rloo": {"group_size": GROUP, "learning_rate": 1e-3},
     "reinforce++": {"learning_rate": 1e-3},
     "grpo": {"group_size": GROUP, "learning_rate": 1e-3},
-    "dr_grpo": {"group_size": GROUP, "learning_rate": 1e-3, "kl_estimator": "k2"},
+    "dr_grpo": {"group_size": GROUP, "learning_rate": 1e-3},
     "dpo": {"learning_rate": 1e-3},
 }
 

@@ -75,7 +75,10 @@ def ours(name: str, precision: str) -> Found:
     key, settings, _ = SETTINGS[name]
     algorithm = ALGORITHMS[key]
     config = OnlineConfig(
-        output_dir=Path(), max_new_tokens=LONGEST, temperature=TEMPERATURE, **({"kl_coef": 0.04} | CLIP | settings)
+        output_dir=Path(),
+        max_new_tokens=LONGEST,
+        temperature=TEMPERATURE,
+        **({"kl_coef": 0.04, "use_bias_correction_kl": key != "gspo"} | CLIP | settings),
     )
     with widened(precision):
         policy = world.language_model(SAMPLED, precision)
@@ -127,7 +130,8 @@ def scored(folder: str, policy: Any, reference: Any, settings: dict[str, Any], *
     module, config_module = online_module(f"{kind}_trainer"), importlib.import_module(f"trl.trainer.{kind}_config")
     options: dict[str, Any] = {
         "beta": 0.04,
-        "use_bias_correction_kl": False,
+        # At sequence level TRL weighs a token's KL by the ratio of the whole answer, which is no correction.
+        "use_bias_correction_kl": settings.get("importance_sampling_level") != "sequence",
         "epsilon": CLIP["cliprange"],
         "epsilon_high": CLIP["cliprange_high"],
     } | settings

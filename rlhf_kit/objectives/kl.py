@@ -53,19 +53,32 @@ def exact_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def kl_loss(
-    logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimator: Estimator = "k3", weights: Tensor | None = None
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    estimator: Estimator = "k3",
+    weights: Tensor | None = None,
+    old_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The KL as a term of the loss (GRPO), to be scaled by its coefficient. The KL in the reward is `shape_rewards`; never both.
+
+    The gradient of an estimate is not an estimate of the gradient: the tokens were drawn from the policy, too. Weighed by
+    pi / pi_old, through which the gradient flows, it is (DeepSeek-AI 2025, DeepSeek-V3.2).
 
     Args:
         logprobs, ref_logprobs: (B, R), gradients flow to `logprobs` only.
         mask: (B, R) bool. weights: (B, R) from `token_weights`, the mask itself if None.
+        old_logprobs: (B, R) of the policy that drew the tokens; None: estimates are not weighed.
     Returns:
         weighted sum, and sums over valid tokens: `kl`, `count`.
     """
     check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
     check_mask(mask)
     kl = kl_estimate(valid(logprobs, mask), valid(ref_logprobs.detach(), mask), estimator)
+    if old_logprobs is not None:
+        check_shapes(mask=mask, old_logprobs=old_logprobs)
+        kl = kl * (valid(logprobs, mask) - valid(old_logprobs.detach(), mask)).clamp(-20.0, 20.0).exp()
     weighted = kl
     if weights is not None:
         check_shapes(mask=mask, weights=weights)

@@ -66,7 +66,10 @@ class Learner(nn.Module):
         policy_sum, stats = algorithm.surrogate(logprobs, part, advantages, weights, algorithm, config)
         stats |= {"policy_loss": policy_sum.detach(), "entropy": (entropy.detach() * mask).sum()}
         if algorithm.kl == "loss":
-            kl_sum, _ = kl_loss(logprobs, part.ref_logprobs, mask, estimator=config.kl_estimator or "k3", weights=weights)
+            estimator = config.kl_estimator or "k3"
+            corrected = config.use_bias_correction_kl and estimator != "k2"  # k2's own gradient is right already
+            old = part.old_logprobs if corrected else None
+            kl_sum, _ = kl_loss(logprobs, part.ref_logprobs, mask, estimator=estimator, weights=weights, old_logprobs=old)
             policy_sum = policy_sum + kl_coef * kl_sum
             stats["kl_loss"] = kl_sum.detach()
         loss = policy_sum / units * float(learns)

@@ -37,6 +37,7 @@ class OnlineConfig:
     kl_target: float | None = None  # nats an answer; where given, beta adapts to hold it
     kl_horizon: float = 10_000.0  # episodes over which the adaptive beta moves
     kl_estimator: Literal["k1", "k2", "k3"] | None = None  # None: k1 where the KL is in the reward, k3 where it is in the loss
+    use_bias_correction_kl: bool = True  # KL in the loss: weigh it by pi / pi_old, so that its gradient is the KL's own
     cliprange: float = 0.2
     cliprange_high: float | None = None  # above 1, where it differs (DAPO: 0.28; CISPO: its largest weight less 1)
     dual_clip: float | None = None  # bound of the loss where the advantage is negative, above 1

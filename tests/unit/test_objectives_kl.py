@@ -167,3 +167,28 @@ def test_what_does_not_fit_is_refused_by_name():
     for kl in (math.nan, math.inf):
         with pytest.raises(ValueError, match=r"objective/kl is .*, expected a finite number"):
             AdaptiveKL().update(kl, 1)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_weighed_by_the_ratio_the_expected_gradient_is_that_of_the_exact_kl(estimator):
+    """Over all tokens, each as often as the policy draws it. Unweighed, only k2 has it: k1 has none, k3 that of KL(ref || pi)."""
+    ref = torch.randn(1, 6, dtype=torch.float64).log_softmax(1)
+    logits = torch.randn(1, 6, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    logprobs = logits.log_softmax(1)
+    often, old = logprobs.detach().exp(), logprobs.detach()
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, logits, retain_graph=True)[0]
+
+    exact = gradient((logprobs.exp() * (logprobs - ref)).sum())
+    weighed = gradient(kl_loss(logprobs, ref, mask, estimator=estimator, weights=often, old_logprobs=old)[0])
+    plain = gradient(kl_loss(logprobs, ref, mask, estimator=estimator, weights=often)[0])
+    half_square = gradient((often * 0.5 * (logprobs - ref).square()).sum())
+    if estimator == "k2":  # its value is not the KL, so weighing it adds what the KL does not have
+        torch.testing.assert_close(plain, exact, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(plain, half_square, rtol=1e-12, atol=1e-15)
+        assert (weighed - exact).abs().max() > 1e-3
+    else:
+        torch.testing.assert_close(weighed, exact, rtol=1e-12, atol=1e-15)
+        assert (plain - exact).abs().max() > 1e-3

@@ -426,7 +426,8 @@ def test_the_losses_of_the_group_algorithms_by_a_naive_loop(algorithm):
             else:
                 policy = max(-a * ratio, -a * min(max(ratio, 0.8), 1.3))
             away = -2.3 - logprob
-            tokens.append(policy + (0.0 if algorithm == "raft" else 0.5 * (math.exp(away) - 1 - away)))
+            kl = math.exp(moved[t]) * (math.exp(away) - 1 - away)
+            tokens.append(policy + (0.0 if algorithm == "raft" else 0.5 * kl))
         divisor = {"grpo": length, "gspo": length, "dr_grpo": 6}.get(algorithm, 1)
         total += sum(tokens) / divisor
     assert float(loss.detach()) == pytest.approx(total / 4.0, rel=1e-5)
