@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import math
 import numbers
 import sys
@@ -28,7 +29,7 @@ from rlhf_kit.models.loading import check_fits, load_scalar_model
 from rlhf_kit.rollout.experience import by_length, join
 
 Row = dict[str, Any]  # a prompt record: {"prompt": [messages]}
-RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+RewardFunction = Callable[..., Sequence[float]]  # (prompts, responses, and the columns it names) -> scores
 Scorer = Callable[[Rollout, list[Row]], Tensor]
 
 
@@ -47,18 +48,29 @@ def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
 
 
 def function_scorer(function: RewardFunction, tokenizer: Any, *, name: str = "reward function") -> Scorer:
-    """A scorer from a callable on text.
+    """A scorer from a callable on text; parameters after the first two name columns of the prompt rows that it reads.
 
     Raises:
-        InputError: (the scorer) the callable raised, or did not return one finite number for each response.
+        InputError: (the scorer) a column that a row lacks; the callable raised, or did not return one finite number for each
+            response.
     """
+    asked = columns_asked(function)
 
     def score(rollout: Rollout, rows: list[Row]) -> Tensor:
         prompts, responses = [prompt_text(row) for row in rows], response_texts(rollout, tokenizer)
+        for i, row in enumerate(rows):
+            for column in asked:
+                if column not in row:
+                    mend = f"expected a column {column!r}: the function reads it, add it to the prompts of --data"
+                    raise InputError(f"{name}: columns of row {i}", sorted(row), mend)
+
+        def judge(part: slice) -> Any:
+            return function(prompts[part], responses[part], **{c: [row[c] for row in rows[part]] for c in asked})
+
         try:
-            returned = function(prompts, responses)
+            returned = judge(slice(None))
         except Exception as error:
-            raise _failure(function, prompts, responses, name, error) from error
+            raise _failure(judge, responses, name, error) from error
         if not isinstance(returned, Iterable):
             raise InputError(f"{name}: scores", returned, f"expected {len(responses)} numbers: return one for each response")
         scores = list(returned)
@@ -72,13 +84,23 @@ def function_scorer(function: RewardFunction, tokenizer: Any, *, name: str = "re
     return score
 
 
-def _failure(function: RewardFunction, prompts: list[str], responses: list[str], name: str, error: Exception) -> InputError:
+def columns_asked(function: RewardFunction) -> tuple[str, ...]:
+    """The parameters of a reward callable after `prompts` and `responses` that have no default."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[2:]
+    except (TypeError, ValueError):  # some builtins tell nothing
+        return ()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters if p.kind in named and p.default is p.empty)
+
+
+def _failure(judge: Callable[[slice], Any], responses: list[str], name: str, error: Exception) -> InputError:
     """What a callable raised, where, and for which response: the first that it cannot judge alone either, if there is one."""
     at = traceback.extract_tb(error.__traceback__)[-1]
     row = ""
-    for i, (prompt, response) in enumerate(zip(prompts, responses)):
+    for i, response in enumerate(responses):
         try:
-            function([prompt], [response])
+            judge(slice(i, i + 1))
         except Exception:
             row = f" for row {i}, the response {response[:60]!r},"
             break
