@@ -1,6 +1,6 @@
 """LOOP TWO: learn from one's own samples. PPO, RLOO, GRPO and the others are this loop with another advantage or surrogate.
 
-Deviations from TRL 1.12's PPO, each with its test: the score lands on the EOS, which is trained; minibatches are
+Deviations from TRL 1.12's PPO, each with its test: the score lands on the EOS, which is trained; minibatches are always
 optimizer steps; gradients are clipped (policy and critic each by its own norm); losses and metrics average valid
 tokens over all ranks; the critic is saved and a killed run resumes exactly.
 """
