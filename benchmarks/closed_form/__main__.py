@@ -17,31 +17,29 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.closed_form.pictures import curves
-from benchmarks.closed_form.runs import one, summary, table
+from benchmarks.closed_form import ours, theirs
+from benchmarks.closed_form.runs import curves, one, summary, table
 from benchmarks.closed_form.world import EPISODES
 
-OURS = ("ppo", "rloo", "reinforce++", "grpo", "dr_grpo", "dpo")
-TRL = ("ppo", "rloo", "grpo", "dr_grpo", "dpo")
+ALGORITHMS = {"ours": tuple(ours.SETTINGS), "trl": tuple(theirs.SETTINGS)}
 
 
 def main() -> None:
     """Run what is asked for, print the table; write figures and picture where asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.closed_form", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--algorithms", nargs="+", default=list(OURS), choices=OURS)
-    parser.add_argument("--sides", nargs="+", default=["ours", "trl"], choices=["ours", "trl"])
+    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS["ours"]), choices=ALGORITHMS["ours"])
+    parser.add_argument("--sides", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path, help="the curves, as SVG")
     arguments = parser.parse_args()
-    named = {"ours": OURS, "trl": TRL}
     plan = [
         (side, algorithm, seed)
         for seed in range(arguments.seeds)
         for algorithm in arguments.algorithms
         for side in arguments.sides
-        if algorithm in named[side]
+        if algorithm in ALGORITHMS[side]
     ]
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {side: {} for side in arguments.sides}
     begun = time.perf_counter()

@@ -70,13 +70,12 @@ def make_critic(world: World) -> GPTForSequenceClassification:
     return critic
 
 
-def run(algorithm: str, world: World, folder: Path, **overrides: Any) -> dict[str, Any]:
+def run(algorithm: str, world: World, folder: Path) -> dict[str, Any]:
     """What `algorithm` makes of the budget in `world`: see `Curve.result`."""
-    settings = SETTINGS[algorithm] | overrides
-    return run_dpo(world, folder, **settings) if algorithm == "dpo" else run_online(algorithm, world, folder, **settings)
+    return run_dpo(world, folder) if algorithm == "dpo" else run_online(algorithm, world, folder)
 
 
-def run_online(algorithm: str, world: World, folder: Path, **settings: Any) -> dict[str, Any]:
+def run_online(algorithm: str, world: World, folder: Path) -> dict[str, Any]:
     """An algorithm of loop two."""
     config = OnlineConfig(
         output_dir=folder,
@@ -93,7 +92,7 @@ def run_online(algorithm: str, world: World, folder: Path, **settings: Any) -> d
         save_every=0,
         log_every=1_000_000,
     )
-    config = replace(config, **settings)
+    config = replace(config, **SETTINGS[algorithm])
     policy = copy.deepcopy(world.reference).requires_grad_(True)
 
     def score(rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
@@ -115,15 +114,11 @@ def run_online(algorithm: str, world: World, folder: Path, **settings: Any) -> d
     return curve.result()
 
 
-def run_dpo(
-    world: World, folder: Path, *, pairs: Pairs | None = None, epochs: float = 1.0, look: int = 640, **settings: Any
-) -> dict[str, Any]:
-    """DPO on judged pairs of the reference's answers: as many answers as the others may ask for, unless `pairs` are given."""
-    pairs = judged_pairs(world, EPISODES // 2, world.seed) if pairs is None else pairs
+def run_dpo(world: World, folder: Path) -> dict[str, Any]:
+    """DPO on judged pairs of the reference's answers: as many answers as the others may ask for."""
     config = FitConfig(
         output_dir=folder,
         seed=world.seed,
-        epochs=epochs,
         batch_size=BATCH // 2,
         micro_batch_size=BATCH // 2,
         schedule="linear",
@@ -136,28 +131,28 @@ def run_dpo(
         save_every=0,
         log_every=1_000_000,
         keep_best=False,
+        **SETTINGS["dpo"],
     )
-    config = replace(config, **settings)
     policy = copy.deepcopy(world.reference).requires_grad_(True)
-    batches = WorldPairs(world, pairs, config.batch_size, world.seed)
+    batches = WorldPairs(world, judged_pairs(world, EPISODES // 2, world.seed), config.batch_size, world.seed)
     curve = Curve(world, policy)
-    stage = Watched(policy, curve, 2 * config.batch_size, look)
+    stage = Watched(policy, curve, 2 * config.batch_size)
     fit(stage, batches, config, make_accelerator(), tokenizer=TOKENIZER)
-    curve.look(stage.steps * stage.answers_a_step, look)
+    curve.look(stage.steps * stage.answers_a_step)
     return curve.result()
 
 
 class Watched(PreferenceOptimisation):
     """DPO whose distance from the optimum is noted before each step."""
 
-    def __init__(self, policy: Any, curve: Curve, answers_a_step: int, every: int) -> None:
+    def __init__(self, policy: Any, curve: Curve, answers_a_step: int) -> None:
         super().__init__(policy, "dpo", beta=BETA)
-        self.curve, self.answers_a_step, self.every, self.steps = curve, answers_a_step, every, 0
+        self.curve, self.answers_a_step, self.steps = curve, answers_a_step, 0
 
     def begin_step(self, micro_batches: list[Any], accelerator: Any) -> None:
         """Look at what the steps so far have made."""
         if self.steps:
-            self.curve.look(self.steps * self.answers_a_step, self.every)
+            self.curve.look(self.steps * self.answers_a_step)
         self.steps += 1
 
 

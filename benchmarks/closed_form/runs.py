@@ -13,7 +13,9 @@ import transformers
 
 from benchmarks.closed_form import ours, theirs
 from benchmarks.closed_form.world import BETA, EPISODES, make_world
+from benchmarks.pictures import sheet
 from benchmarks.speed.memory import resident
+from rlhf_kit.evaluation.charts import Series, line_chart
 
 
 def one(side: str, algorithm: str, seed: int) -> dict[str, Any]:
@@ -59,3 +61,19 @@ def cell(row: dict[str, Any] | None) -> str:
         return " " * 31
     distance = f"{row['kl_to_optimum_mean']:8.4f} +- {row['kl_to_optimum_sd']:.4f}"
     return f"{distance} {row['seconds']:6.1f} {row['peak_mb']:5.0f}"
+
+
+def curves(sides: dict[str, dict[str, Any]]) -> str:
+    """KL(pi, pi*) over episodes, a chart an algorithm, a line a seed."""
+    names = list(dict.fromkeys(name for rows in sides.values() for name in rows))
+    charts = []
+    for name in names:
+        series = [
+            Series(side, [e for e, _ in points], [kl for _, kl in points], colour=colour)
+            for colour, (side, rows) in enumerate(sides.items(), 1)
+            for points in rows.get(name, {}).get("curves", [])
+        ]
+        charts.append(
+            (f"{name}: KL(pi, pi*), nats", line_chart(series, name=f"{name}: distance to the optimum", x_label="episodes"))
+        )
+    return sheet(charts, list(sides))

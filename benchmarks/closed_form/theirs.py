@@ -31,13 +31,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(algorithm: str, world: World, folder: Path, **overrides: Any) -> dict[str, Any]:
+def run(algorithm: str, world: World, folder: Path) -> dict[str, Any]:
     """What TRL's trainer makes of the budget in `world`: see `Curve.result`."""
     datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
-    runs = {"ppo": run_ppo, "rloo": run_group, "grpo": run_group, "dr_grpo": run_group, "dpo": run_dpo}
-    policy = copy.deepcopy(world.reference).requires_grad_(True)
-    common = {
+    settings = {
         "output_dir": str(folder),
         "seed": world.seed,
         "lr_scheduler_type": "linear",
@@ -51,8 +49,17 @@ def run(algorithm: str, world: World, folder: Path, **overrides: Any) -> dict[st
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
-    }
-    return runs[algorithm](algorithm, world, policy, common | SETTINGS[algorithm] | overrides)
+    } | SETTINGS[algorithm]
+    if algorithm == "ppo":
+        return run_ppo(world, settings)
+    return run_dpo(world, settings) if algorithm == "dpo" else run_group(algorithm, world, settings)
+
+
+def trained(trainer: Any, curve: Curve) -> dict[str, Any]:
+    """The result of a trainer that prints nothing."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return curve.result()
 
 
 class Look(TrainerCallback):
@@ -93,7 +100,7 @@ class LastTokens(nn.Module):
         return type("Output", (), {"hidden_states": [padded.unfold(1, LENGTH, 1)]})
 
 
-def run_ppo(_: str, world: World, policy: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def run_ppo(world: World, settings: dict[str, Any]) -> dict[str, Any]:
     """`trl.experimental.ppo`, the last there is."""
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
@@ -111,6 +118,7 @@ def run_ppo(_: str, world: World, policy: Any, settings: dict[str, Any]) -> dict
         num_sample_generations=0,
     )
     rows = {"input_ids": [list(PROMPTS[i % len(PROMPTS)]) for i in range(EPISODES)]}
+    policy = copy.deepcopy(world.reference).requires_grad_(True)
     curve = Curve(world, policy)
     reward: Any = TableReward(world)
     collator: Any = collated
@@ -125,9 +133,7 @@ def run_ppo(_: str, world: World, policy: Any, settings: dict[str, Any]) -> dict
         data_collator=collator,
         callbacks=[Look(curve, BATCH)],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return curve.result()
+    return trained(trainer, curve)
 
 
 def collated(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -135,7 +141,7 @@ def collated(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {"input_ids": left_padded([tuple(row["input_ids"]) for row in rows], OUTSIDE)[0]}
 
 
-def run_group(algorithm: str, world: World, policy: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def run_group(algorithm: str, world: World, settings: dict[str, Any]) -> dict[str, Any]:
     """RLOOTrainer and GRPOTrainer: 4 iterations of two steps on each generated batch."""
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -169,12 +175,10 @@ def run_group(algorithm: str, world: World, policy: Any, settings: dict[str, Any
         processing_class=tokenizer(pad=0),
         callbacks=[Look(curve, BATCH / (EPOCHS * MINIBATCHES))],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return curve.result()
+    return trained(trainer, curve)
 
 
-def run_dpo(_: str, world: World, policy: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def run_dpo(world: World, settings: dict[str, Any]) -> dict[str, Any]:
     """DPOTrainer on the pairs that ours learns from; its rows are ready tokens, since its own preparation adds an EOS."""
     from trl import DPOConfig, DPOTrainer
 
@@ -188,6 +192,7 @@ def run_dpo(_: str, world: World, policy: Any, settings: dict[str, Any]) -> dict
         "chosen_ids": world.answers[pairs.chosen].tolist(),
         "rejected_ids": world.answers[pairs.rejected].tolist(),
     }
+    policy = copy.deepcopy(world.reference).requires_grad_(True)
     curve = Curve(world, policy)
     trainer = Prepared(
         model=policy,
@@ -197,9 +202,7 @@ def run_dpo(_: str, world: World, policy: Any, settings: dict[str, Any]) -> dict
         processing_class=tokenizer(pad=0),
         callbacks=[Look(curve, BATCH)],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return curve.result()
+    return trained(trainer, curve)
 
 
 def tokenizer(pad: int) -> PreTrainedTokenizerFast:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.pictures import sheet
 from benchmarks.sentiment.measure import Point, first_reaching
-from rlhf_kit.evaluation.charts import HEIGHT, WIDTH, Series, line_chart
+from rlhf_kit.evaluation.charts import Series, line_chart
 
 SIDES = {"ours": "rlhf_kit", "theirs": "TRL 1.12"}
 Curves = dict[str, list[list[Point]]]  # of each side, a curve a seed
@@ -93,13 +93,6 @@ def verdict(curves: Curves, first_seed: int = 0) -> str:
     return "\n".join(lines)
 
 
-STYLE = (
-    "text{font:10.5px system-ui,sans-serif;fill:#777}.title{font-size:13px;font-weight:600;fill:#222}.axis,.note{fill:#555}"
-    ".grid{stroke:#ececec}.line{fill:none;stroke-width:1.7;stroke-linejoin:round}.c1{stroke:#2f62d9}.c2{stroke:#c07a08}"
-)
-TITLE, GAP = 26, 14
-
-
 def picture(curves: Curves) -> str:
     """Reward, judge and KL (columns) over episodes and over seconds (rows), a line a seed, as a whole SVG file."""
     columns: tuple[tuple[str, Callable[[Point], float]], ...] = (
@@ -111,20 +104,13 @@ def picture(curves: Curves) -> str:
         ("episodes", lambda p: p.episodes),
         ("seconds of training", lambda p: p.wall),
     )
-    width, height = 3 * (WIDTH + GAP) + GAP, 2 * (HEIGHT + TITLE + GAP) + 2 * GAP
-    parts = [f"<style>{STYLE}</style>", f'<rect width="{width}" height="{height}" fill="#fff"/>']
-    for x, (side, name) in zip((GAP, GAP + 110), SIDES.items()):
-        colour = list(SIDES).index(side) + 1
-        parts.append(f'<path class="line c{colour}" d="M{x} 14h18"/><text x="{x + 24}" y="18">{html.escape(name)}</text>')
-    for row, (axis, at) in enumerate(rows):
-        for column, (title, read) in enumerate(columns):
-            x, y = GAP + column * (WIDTH + GAP), 2 * GAP + row * (HEIGHT + TITLE + GAP)
+    charts = []
+    for axis, at in rows:
+        for title, read in columns:
             series = [
-                Series(name, [at(p) for p in points], [read(p) for p in points], colour=i + 1)
-                for i, (side, name) in enumerate(SIDES.items())
+                Series(name, [at(p) for p in points], [read(p) for p in points], colour=colour)
+                for colour, (side, name) in enumerate(SIDES.items(), 1)
                 for points in curves[side]
             ]
-            chart = line_chart(series, name=f"{title} over {axis}", x_label=axis)
-            parts.append(f'<text class="title" x="{x + 4}" y="{y + 16}">{html.escape(title)}</text>')
-            parts.append(f'<svg x="{x}" y="{y + TITLE}" width="{WIDTH}" height="{HEIGHT}">{chart}</svg>')
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{"".join(parts)}</svg>\n'
+            charts.append((title, line_chart(series, name=f"{title} over {axis}", x_label=axis)))
+    return sheet(charts, list(SIDES.values()), columns=len(columns))

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from benchmarks.closed_form import ours, theirs
-from benchmarks.closed_form.pictures import curves
-from benchmarks.closed_form.runs import summary, table
+from benchmarks.closed_form.runs import curves, summary, table
 from benchmarks.closed_form.world import (
     BETA,
     EPISODES,
@@ -68,7 +67,7 @@ def test_people_choose_as_bradley_and_terry_say(world):
 @pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
 @pytest.mark.timeout(900)
 def test_the_policy_comes_within_a_tenth_of_a_nat_of_the_optimum(algorithm, tmp_path):
-    found = [ours.run(algorithm, make_world(seed), tmp_path / str(seed))["kl"] for seed in range(3)]
+    found = [ours.run(algorithm, make_world(seed), tmp_path / str(seed))["kl"] for seed in range(5)]
     assert statistics.mean(found) < 0.1, found
 
 
