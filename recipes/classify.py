@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.common import LoraFields, hold_out, lora_of, open_run
+from recipes.common import LoraFields, encoded_batches, hold_out, lora_of, open_run
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.labelled import LabelledBatches, labelled_examples, load_labelled
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.access import unwrap
-from rlhf_kit.models.loading import check_fits, load_scalar_model
+from rlhf_kit.models.loading import load_scalar_model
 from rlhf_kit.training.fit import FitConfig, fit
 from rlhf_kit.training.stages import Classification
 
@@ -45,16 +45,9 @@ def main(config: ClassifyConfig) -> dict[str, float]:
 
     model = load_scalar_model(config.model, lora=lora_of(config))
     unwrap(model).config.pad_token_id = tokenizer.pad_token_id
-    batches = []
-    for name, part in (("train", rows), ("eval", held_out)):
-        if not part:  # nothing was to be held out
-            continue
-        examples, counts = labelled_examples(part, tokenizer, config.max_length)
-        accelerator.print(f"{name}: {counts}")
-        check_fits(model, tokenizer, longest=max(len(e.ids) for e in examples))
-        batches.append(LabelledBatches(examples, config.batch_size, config.micro_batch_size, config.seed, tokenizer.pad_token_id))
-    stage, held_out_batches = Classification(model, label_smoothing=config.label_smoothing), batches[1] if held_out else None
-    return fit(stage, batches[0], config, accelerator, tokenizer=tokenizer, eval_batches=held_out_batches)
+    train, evaluated = encoded_batches(rows, held_out, labelled_examples, LabelledBatches, config, accelerator, model, tokenizer)
+    stage = Classification(model, label_smoothing=config.label_smoothing)
+    return fit(stage, train, config, accelerator, tokenizer=tokenizer, eval_batches=evaluated)
 
 
 if __name__ == "__main__":

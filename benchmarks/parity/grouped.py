@@ -9,7 +9,6 @@ TRL divides logits by the temperature, we by the temperature + 1e-7, as its PPOT
 
 from __future__ import annotations
 
-import importlib
 import logging
 import tempfile
 from dataclasses import replace
@@ -23,7 +22,7 @@ from torch import Tensor
 from benchmarks.parity import world
 from benchmarks.parity.rows import Case, Found, gradients
 from benchmarks.parity.sft import tokenizer
-from benchmarks.parity.trl_code import metrics_of, online_module, widened
+from benchmarks.parity.trl_code import metrics_of, widened
 from rlhf_kit.batches import Rollout
 from rlhf_kit.objectives.kl import shape_rewards
 from rlhf_kit.objectives.policy import aggregate_units
@@ -124,10 +123,11 @@ def theirs(name: str, precision: str) -> Found:
 def scored(folder: str, policy: Any, reference: Any, settings: dict[str, Any], *, rloo: bool) -> tuple[Any, dict[str, Tensor]]:
     """TRL's trainer, and what it makes of the answers and their scores before an update."""
     from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     logging.getLogger("trl").setLevel(logging.ERROR)
-    kind = "rloo" if rloo else "grpo"
-    module, config_module = online_module(f"{kind}_trainer"), importlib.import_module(f"trl.trainer.{kind}_config")
+    config_class: Any = RLOOConfig if rloo else GRPOConfig
+    trainer_class: Any = RLOOTrainer if rloo else GRPOTrainer
     options: dict[str, Any] = {
         "beta": 0.04,
         # At sequence level TRL weighs a token's KL by the ratio of the whole answer, which is no correction.
@@ -138,13 +138,13 @@ def scored(folder: str, policy: Any, reference: Any, settings: dict[str, Any], *
     beta = options.pop("beta")
     if rloo:  # its KL is in the reward
         del options["use_bias_correction_kl"]
-    config = getattr(config_module, f"{kind.upper()}Config")(
+    config = config_class(
         output_dir=folder, per_device_train_batch_size=len(ANSWERS), num_generations=GROUP, max_completion_length=LONGEST,
         temperature=TEMPERATURE + 1e-7, num_iterations=2, beta=0.0, use_cpu=True, bf16=False, report_to=[],
         gradient_checkpointing=False, **options,
     )  # fmt: skip
     rows = [{"prompt": "a prompt"} for _ in ANSWERS]
-    trainer = getattr(module, f"{kind.upper()}Trainer")(
+    trainer = trainer_class(
         model=policy, reward_funcs=lambda **_: list(SCORES), args=config, train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
     )  # fmt: skip

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -40,14 +38,6 @@ def bare(kind: type, model: Any, **fields: Any) -> Any:
 def metrics_of(trainer: Any) -> dict[str, float]:
     """What a trainer logged of its one batch."""
     return {name: values[0] for name, values in trainer._metrics["train"].items()}
-
-
-def online_module(name: str) -> Any:
-    """`grpo_trainer` or `rloo_trainer`, without TRL's client for a vLLM server: that imports `requests`, of an extra."""
-    client = ModuleType("trl.generation.vllm_client")
-    client.__dict__["VLLMClient"] = object
-    with patch.dict(sys.modules, {client.__name__: client}):
-        return importlib.import_module(f"trl.trainer.{name}")
 
 
 @contextmanager

@@ -97,6 +97,7 @@ class LabelledBatches:
         check_positive(micro_batch_size=micro_batch_size)
         self.micro_batch_size, self.pad_id = micro_batch_size, pad_id
         self._ids = Flat([e.ids for e in examples])
+        self.longest = int(self._ids.lengths.max(initial=0))  # tokens
         self._labels = torch.tensor([e.label for e in examples], dtype=torch.bool)
         self._epochs = Epochs(self._ids.lengths, batch_size, seed, drop_last=False)
         self.steps_per_epoch = self._epochs.steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -147,12 +147,7 @@ UPDATES = (
         "How far the log-probabilities of sampling and training are apart. More than rounding is a bug.",
         from_zero=True,
     ),
-    Plot(
-        {"grad_norm": "policy", "grad_norm/critic": "critic"},
-        "Gradient norm",
-        "Steady or falling. Spikes that do not come back ask for a lower learning rate.",
-        settle=True,
-    ),
+    replace(GRADIENT, lines={"grad_norm": "policy", "grad_norm/critic": "critic"}),
     Plot(
         {"val/skipped_steps": "steps"},
         "Updates left out",

@@ -11,8 +11,9 @@ def health_notes(run: Run) -> list[Note]:
     """The checks that the run's metrics allow, the failed ones first."""
     notes = []
     for stage in run.stages:
-        found = online_notes(stage.curve) if stage.kind == "online" else _fit(stage)
-        notes += [_dated(stage, note) for note in not_finite(stage.metrics) + found] + _gone(stage, found)
+        found = not_finite(stage.metrics) + (online_notes(stage.curve) if stage.kind == "online" else _fit(stage))
+        seen = _first_seen(stage)
+        notes += [_dated(note, seen) for note in found] + _gone(found, seen)
     notes += _ceiling(run)
     return sorted(notes, key=lambda note: note.ok)
 
@@ -26,17 +27,17 @@ def _first_seen(stage: StageRun) -> dict[str, float]:
     return seen
 
 
-def _dated(stage: StageRun, note: Note) -> Note:
-    step = _first_seen(stage).get(note.title)
+def _dated(note: Note, seen: dict[str, float]) -> Note:
+    step = seen.get(note.title)
     return note if note.ok or step is None else note._replace(text=f"{note.text} First seen at step {count(step)}.")
 
 
-def _gone(stage: StageRun, notes: list[Note]) -> list[Note]:
+def _gone(notes: list[Note], seen: dict[str, float]) -> list[Note]:
     """Alarms of the running run that its curves as a whole no longer raise."""
-    still = {note.title for note in notes if not note.ok} | {note.title for note in not_finite(stage.metrics)}
+    still = {note.title for note in notes if not note.ok}
     return [
         Note(False, f"{title}, for a while", f"An alarm of step {count(step)}, no longer raised at the end.")
-        for title, step in _first_seen(stage).items()
+        for title, step in seen.items()
         if title not in still
     ]
 

@@ -1,4 +1,4 @@
-"""Where TRL's GRPO and RLOO differ from ours: the positions of prompts that are padded on the left."""
+"""Where TRL's GRPO and RLOO differ from ours: positions of prompts padded on the left, the KL's weight at sequence level."""
 
 from types import SimpleNamespace
 
@@ -8,8 +8,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 pytest.importorskip("trl")
 
-from benchmarks.parity import world
-from benchmarks.parity.trl_code import bare, online_module
+from trl import GRPOTrainer, RLOOTrainer
+
+from benchmarks.parity import grouped, world
+from benchmarks.parity.trl_code import bare
 from rlhf_kit.batches import Rollout
 from rlhf_kit.rollout.experience import response_logprobs
 
@@ -27,8 +29,7 @@ def both_sides(name, model, padding):
     query = torch.tensor([[world.PAD] * padding + world.tokens(2, 1)])
     mask = torch.tensor([[False] * padding + [True] * 2])
     ids, whole = torch.tensor([ANSWER]), torch.ones(1, len(ANSWER), dtype=torch.bool)
-    module = online_module(f"{name}_trainer")
-    kind = getattr(module, f"{name.upper()}Trainer")
+    kind = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[name]
     trainer = bare(kind, model, model_kwarg_keys=(), temperature=1.0, is_fsdp_enabled=False, use_liger_kernel=False)
     trainer.args = SimpleNamespace(per_device_train_batch_size=1)
     with torch.no_grad():
@@ -55,3 +56,11 @@ def test_our_gpt_counts_its_positions_by_the_mask_so_that_trl_is_right_on_it(nam
     (theirs, ours), (theirs_padded, _) = both_sides(name, model, 0), both_sides(name, model, 3)
     torch.testing.assert_close(theirs_padded, theirs, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours, theirs.to(ours), rtol=1e-6, atol=0)
+
+
+def test_at_sequence_level_trl_weighs_a_tokens_kl_by_the_whole_answers_ratio_and_we_by_its_own(monkeypatch):
+    """Without the weight both are equal (the row of gspo); with it at token level, too (the row of grpo)."""
+    key, ours, theirs = grouped.SETTINGS["gspo"]
+    corrected = {"use_bias_correction_kl": True}
+    monkeypatch.setitem(grouped.SETTINGS, "gspo", (key, ours | corrected, theirs | corrected))
+    assert grouped.ours("gspo", "fp64")["loss"].item() != pytest.approx(grouped.theirs("gspo", "fp64")["loss"].item(), rel=1e-6)
