@@ -10,7 +10,8 @@ from fractions import Fraction
 
 from rlhf_kit.errors import InputError
 
-_NUMBER = re.compile(r"[-\u2212]?\s*\$?\s*(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?")
+# A minus behind a number takes away: it is no sign.
+_NUMBER = re.compile(r"(?:(?<![\d)])(?<![\d)] )[-\u2212])?\s*\$?\s*(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?")
 _STATED = (re.compile(r"####\s*(.*)"), re.compile(r"\\boxed\{([^{}]*)\}"), re.compile(r"(?m)^A:\s*(.*)$"))
 
 
