@@ -1,0 +1,1 @@
+"""The preference app: people say which of two answers is better."""
