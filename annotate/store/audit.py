@@ -1,0 +1,44 @@
+"""The audit trail: who did what, when. Rows are only ever added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+
+from annotate.store.database import Database
+from annotate.store.schema import event
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the trail; `user` and `project` are ids, None where there is none (the command line, a failed login)."""
+
+    id: int
+    action: str
+    user: int | None
+    project: int | None
+    details: Mapping[str, Any]
+    created: float
+
+
+def record(
+    connection: Connection, now: float, action: str, *, user: int | None = None, project: int | None = None, **details: Any
+) -> None:
+    """Add a line in the caller's transaction, so that there is no deed without its line and no line without its deed."""
+    row = {"action": action, "user_id": user, "project_id": project, "details": details, "created": now}
+    connection.execute(insert(event), row)
+
+
+def events(database: Database, *, project: int | None = None, limit: int = 100, before: int | None = None) -> list[Event]:
+    """The newest `limit` lines, newest first; those with an id below `before` to page on; of one project or of all."""
+    query = select(event).order_by(event.c.id.desc()).limit(limit)
+    if project is not None:
+        query = query.where(event.c.project_id == project)
+    if before is not None:
+        query = query.where(event.c.id < before)
+    with database.read() as connection:
+        rows = connection.execute(query).all()
+    return [Event(row.id, row.action, row.user_id, row.project_id, row.details, row.created) for row in rows]
