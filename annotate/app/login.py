@@ -1,0 +1,103 @@
+"""Logging in and out: a plain page, a cookie that scripts cannot read, and the store's throttle."""
+
+from __future__ import annotations
+
+import html
+import math
+from urllib.parse import parse_qs
+
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from annotate.app.guard import COOKIE, LOGIN, LOGOUT, PEOPLE
+from annotate.store.database import Database
+from annotate.store.sessions import SESSION_SECONDS, close_session, open_session
+from annotate.store.users import log_in
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Log in</title>
+<style>
+:root { color-scheme: light dark; --back: #f6f6f3; --card: #ffffff; --text: #1c1d1f; --soft: #5d6066; --line: #d9d9d3; --key: #2f5d50;
+  --on-key: #ffffff; --bad: #a3291f; }
+@media (prefers-color-scheme: dark) { :root { --back: #15171a; --card: #1d2024; --text: #e9e9e6; --soft: #a3a7ad; --line: #383c42;
+  --key: #7fc4ae; --on-key: #10201b; --bad: #ff9a8f; } }
+* { box-sizing: border-box; }
+body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1.25rem; background: var(--back); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif; }
+main { width: min(24rem, 100%); background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 2rem; }
+h1 { margin: 0 0 .25rem; font-size: 1.4rem; letter-spacing: -.01em; }
+p { margin: 0 0 1.5rem; color: var(--soft); }
+label { display: block; margin-bottom: 1rem; font-weight: 600; font-size: .9rem; }
+input { display: block; width: 100%; margin-top: .35rem; padding: .7rem .8rem; font: inherit; color: inherit; background: var(--back);
+  border: 1px solid var(--line); border-radius: 8px; }
+button { width: 100%; padding: .75rem; border: 0; border-radius: 8px; font: inherit; font-weight: 600; color: var(--on-key);
+  background: var(--key); cursor: pointer; }
+input:focus-visible, button:focus-visible { outline: 2px solid var(--key); outline-offset: 2px; }
+[role=alert] { color: var(--bad); margin: 0 0 1rem; }
+</style>
+</head>
+<body>
+<main>
+<h1>Which answer is better?</h1>
+<p>Log in to judge pairs of answers.</p>
+<form method="post" action="/login">
+%(alert)s<label>Name<input name="name" value="%(name)s" autocomplete="username" autocapitalize="none" required autofocus></label>
+<label>Password<input name="password" type="password" autocomplete="current-password" required></label>
+<button>Log in</button>
+</form>
+</main>
+</body>
+</html>
+"""
+
+
+def login_routes(database: Database, *, https: bool) -> APIRouter:
+    """`/`, `/login` and `/logout`.
+
+    Args:
+        https: people come by https, so the cookie is sent by nothing else.
+    """
+    router = APIRouter()
+
+    @router.get("/", include_in_schema=False)
+    def home() -> Response:
+        return RedirectResponse(PEOPLE + "/", 303)
+
+    @router.get(LOGIN, include_in_schema=False)
+    def show() -> Response:
+        return _page()
+
+    @router.post(LOGIN, include_in_schema=False)
+    async def enter(request: Request) -> Response:
+        form = parse_qs((await request.body()).decode(errors="replace"), max_num_fields=10)
+        name, password = (form.get(field, [""])[0] for field in ("name", "password"))
+        address = request.client.host if request.client else ""
+        found = await to_thread.run_sync(log_in, database, name, password, address)
+        if found.wait_seconds > 0:
+            seconds = math.ceil(found.wait_seconds)
+            return _page(f"Too many attempts: try again in {seconds} s.", name, 429, {"retry-after": str(seconds)})
+        if found.user is None:
+            return _page("Name or password is wrong.", name, 401)
+        token = await to_thread.run_sync(open_session, database, found.user.id)
+        answer = RedirectResponse(PEOPLE + "/", 303)
+        answer.set_cookie(COOKIE, token, max_age=int(SESSION_SECONDS), httponly=True, samesite="lax", secure=https)
+        return answer
+
+    @router.post(LOGOUT, include_in_schema=False)
+    async def leave(request: Request) -> Response:
+        await to_thread.run_sync(close_session, database, request.state.token)
+        answer = RedirectResponse(LOGIN, 303)
+        answer.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=https)
+        return answer
+
+    return router
+
+
+def _page(alert: str = "", name: str = "", status: int = 200, headers: dict[str, str] | None = None) -> HTMLResponse:
+    told = f'<div role="alert">{html.escape(alert)}</div>\n' if alert else ""
+    return HTMLResponse(PAGE.replace("%(alert)s", told).replace("%(name)s", html.escape(name, quote=True)), status, headers)
