@@ -140,6 +140,8 @@ def _serialise(element: Element, *, depth: int, shrunk: int) -> str:
     text = html.unescape(element.text or "")  # the converter writes symbols as character references
     if element.tag == "mi" and ("\\" in text or "&" in text):
         raise ValueError(f"{text} is not understood")
+    if element.tag == "mi" and len(text) > 1 and text.isalpha():  # log, sin, ...: a name needs a little room on both sides
+        return f'<mo form="prefix" lspace="0.17em" rspace="0.1em">{html.escape(text)}</mo>'
     children = "".join(_serialise(child, depth=depth + 1, shrunk=shrunk) for child in element)
     return f"<{element.tag}{attributes}>{html.escape(text)}{children}</{element.tag}>"
 

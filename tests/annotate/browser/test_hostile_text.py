@@ -14,7 +14,7 @@ _INSPECT = """(panes) => {
   const main = document.querySelector('main'), wrong = [], texts = [];
   const elements = new Set(('DIV P BR PRE CODE SPAN BDI UL OL LI BLOCKQUOTE H4 H5 H6 HR EM STRONG S TABLE THEAD TBODY TR TH TD '
     + 'math semantics annotation mrow mi mn mo mtext mspace msup mfrac mtable mtr mtd mstyle').split(' '));
-  const attributes = new Set('class data-code role display encoding stretchy fence form columnalign'.split(' '));
+  const attributes = new Set('class data-code role display encoding stretchy fence form columnalign lspace rspace'.split(' '));
   const visible = (node) => {
     if (node.nodeType === Node.TEXT_NODE) return node.data;
     if (node.localName === 'math') return node.querySelector('annotation').textContent;
