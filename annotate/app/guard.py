@@ -15,13 +15,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from anyio import to_thread
+from starlette.exceptions import HTTPException
 
 from annotate.store.database import Database
 from annotate.store.sessions import session_user
 from annotate.store.users import User
 
 COOKIE = "annotate_session"
-PEOPLE, ADMIN, REST, LOGIN, LOGOUT = "/app", "/admin", "/api", "/login", "/logout"
+PEOPLE, ADMIN, REST, LOGIN, LOGOUT, ICON = "/app", "/admin", "/api", "/login", "/logout", "/favicon.ico"
 LARGEST_BODY = 1 << 20  # bytes; a vote with an edited answer is far below
 LARGEST_IMPORT = 256 << 20
 IMPORT = f"{REST}/admin/import"
@@ -40,7 +41,7 @@ HEADERS = {
     "frame-ancestors 'none'",
     "x-frame-options": "DENY",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with `no-referrer` a browser hides the origin of a form from the app itself, too
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
@@ -48,10 +49,6 @@ HEADERS = {
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-class TooLarge(Exception):
-    """The body went past its cap."""
 
 
 @dataclass(frozen=True)
@@ -101,28 +98,22 @@ class Guard:
         await self._forward(scope, receive, send, most)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
-        got, answered = 0, False
+        got = 0
 
         async def counted() -> MutableMapping[str, Any]:
             nonlocal got
             message = await receive()
             got += len(message.get("body", b""))
-            if got > most:
-                raise TooLarge
+            if got > most:  # it did not say how large it is
+                raise HTTPException(413, f"the request is larger than {most:,} bytes")
             return message
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
-            nonlocal answered
             if message["type"] == "http.response.start":
-                answered = True
                 message["headers"] = [*message.get("headers", []), *_encoded(HEADERS)]
             await send(message)
 
-        try:
-            await self.app(scope, counted, with_headers)
-        except TooLarge:
-            if not answered:
-                await _refuse(send, 413, f"the request is larger than {most:,} bytes")
+        await self.app(scope, counted, with_headers)
 
 
 def allowed(method: str, path: str, user: User) -> int:
@@ -145,7 +136,7 @@ def allowed(method: str, path: str, user: User) -> int:
 
 
 def _public(path: str) -> bool:
-    if path == LOGIN:
+    if path in (LOGIN, ICON):
         return True
     inside = next((path[len(mount) :] for mount in (PEOPLE, ADMIN) if path.startswith(f"{mount}/")), "")
     return inside in PUBLIC_FILES or (inside.startswith(PUBLIC) and ".." not in inside)

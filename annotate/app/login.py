@@ -10,11 +10,13 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from annotate.app.guard import COOKIE, LOGIN, LOGOUT, PEOPLE
+from annotate.app.guard import COOKIE, ICON, LOGIN, LOGOUT, PEOPLE
 from annotate.store.database import Database
 from annotate.store.sessions import SESSION_SECONDS, close_session, open_session
 from annotate.store.users import log_in
 
+SYMBOL = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#2f5d50"/>
+<rect x="6" y="8" width="8" height="16" rx="2" fill="#fff"/><rect x="18" y="8" width="8" height="16" rx="2" fill="#9fd1bf"/></svg>"""
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -67,6 +69,10 @@ def login_routes(database: Database, *, https: bool) -> APIRouter:
     @router.get("/", include_in_schema=False)
     def home() -> Response:
         return RedirectResponse(PEOPLE + "/", 303)
+
+    @router.get(ICON, include_in_schema=False)
+    def icon() -> Response:
+        return Response(SYMBOL, media_type="image/svg+xml", headers={"cache-control": "max-age=86400"})
 
     @router.get(LOGIN, include_in_schema=False)
     def show() -> Response:

@@ -66,7 +66,9 @@ def rest_routes(database: Database) -> APIRouter:
         body, user = await _body(request), request.state.user.id
         return await _answer(
             lambda: _result(
-                protocol(body["project"]).flag(_id(body), user, _revision(body), _typed("flags", body["flags"], list), body.get("reason", ""))
+                protocol(body["project"]).flag(
+                    _id(body), user, _revision(body), _typed("flags", body["flags"], list), body.get("reason", "")
+                )
             )
         )
 

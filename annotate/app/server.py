@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import gradio as gr
 from fastapi import FastAPI
 
-from annotate.app.guard import Guard
+from annotate.app.guard import PEOPLE, Guard
+from annotate.app.judging import Judging
 from annotate.app.login import login_routes
+from annotate.app.panel import PAGE_CSS
+from annotate.app.people import page_css, people_pages
 from annotate.app.rest import rest_routes
 from annotate.store.database import Database
 
@@ -24,4 +28,23 @@ def make_app(database: Database, *, hosts: frozenset[str] = frozenset(), https: 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(login_routes(database, https=https))
     app.include_router(rest_routes(database))
+    _mount(app, people_pages(Judging(database)), PEOPLE)
     return Guard(app, database, hosts)
+
+
+def _mount(app: FastAPI, pages: gr.Blocks, path: str) -> None:
+    gr.mount_gradio_app(
+        app,
+        pages,
+        path,
+        auth_dependency=lambda request: request.state.user.name if request.state.user else None,
+        css=PAGE_CSS + page_css(),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        show_error=False,
+        max_file_size="1kb",
+        mcp_server=False,
+        pwa=False,
+    )

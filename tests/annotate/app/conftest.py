@@ -44,8 +44,12 @@ def pairs(count: int) -> list[NewComparison]:
 def world(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr("annotate.store.users.LOG2_N", 8)  # what is tested here is not how slow scrypt is
     database = open_database(f"sqlite:///{tmp_path}/votes.db")
-    people = {name: create_user(database, name, PASSWORD, "admin" if name == "root" else "annotator") for name in ("root", "ann", "bob")}
-    project = create_project(database, "first", Settings(guidelines="Choose the **better** one.", aspects=("clarity",), gold_share=0.0))
+    people = {
+        name: create_user(database, name, PASSWORD, "admin" if name == "root" else "annotator") for name in ("root", "ann", "bob")
+    }
+    project = create_project(
+        database, "first", Settings(guidelines="Choose the **better** one.", aspects=("clarity",), gold_share=0.0)
+    )
     add_comparisons(database, project.id, pairs(20))
     app = make_app(database)
     clients: list[TestClient] = []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from starlette.testclient import TestClient
 
 from annotate.app.guard import COOKIE, LARGEST_BODY, Guard
 from annotate.app.server import make_app
@@ -36,8 +39,6 @@ def test_a_password_opens_a_session_in_a_cookie_that_scripts_and_other_sites_do_
 
 
 def test_behind_tls_the_cookie_travels_by_nothing_else(world: World) -> None:
-    from starlette.testclient import TestClient
-
     client = TestClient(make_app(world.database, https=True), base_url="https://localhost", follow_redirects=False)
     assert "secure" in log_in(client).headers["set-cookie"].lower()
 
@@ -76,8 +77,6 @@ def test_a_disabled_person_is_out_at_once(world: World) -> None:
 
 
 def test_a_session_survives_a_restart_of_the_app(world: World) -> None:
-    from starlette.testclient import TestClient
-
     other = TestClient(make_app(world.database), base_url="http://localhost")
     other.cookies.set(COOKIE, open_session(world.database, world.people["ann"].id))
     assert other.get("/api/projects").status_code == 200
@@ -101,12 +100,13 @@ def test_a_session_survives_a_restart_of_the_app(world: World) -> None:
 def test_what_changes_something_must_come_from_the_apps_own_pages(world: World, headers, passes: bool) -> None:
     answer = world.client("ann").post("/api/undo", json={}, headers=headers)
     assert (answer.status_code != 403) == passes
-    assert (log_in(world.client()).status_code, world.client().post("/login", headers=headers).status_code != 403) == (303, passes)
+    assert (log_in(world.client()).status_code, world.client().post("/login", headers=headers).status_code != 403) == (
+        303,
+        passes,
+    )
 
 
 def test_another_name_for_this_machine_is_not_answered(world: World) -> None:
-    from starlette.testclient import TestClient
-
     client = TestClient(make_app(world.database, hosts=frozenset({"localhost"})), base_url="http://localhost")
     assert client.get("/login").status_code == 200
     assert client.get("/login", headers={"host": "localhost:7860"}).status_code == 200
@@ -148,11 +148,11 @@ def test_every_answer_forbids_foreign_content_framing_and_sniffing(world: World)
         assert headers["x-content-type-options"] == "nosniff"
 
 
-async def test_a_websocket_is_closed(world: World) -> None:
+def test_a_websocket_is_closed(world: World) -> None:
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    await Guard(None, world.database)({"type": "websocket"}, None, send)  # type: ignore[arg-type]
+    asyncio.run(Guard(None, world.database)({"type": "websocket"}, None, send))  # type: ignore[arg-type]
     assert sent == [{"type": "websocket.close", "code": 1008}]
