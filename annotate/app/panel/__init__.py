@@ -8,18 +8,18 @@
         ...                                              # store it; a repeat of (assignment, revision) must be harmless
         return panel_value(next_task, ..., reply_to=said.event_id)
 
-**In**: the value is `panel_value(...)`, a JSON object; model text enters only through `annotate.render`. Nothing of it passes
-through a template, because Gradio evaluates what its templates hold. A value with the same `assignment` and `revision` as the one
-shown keeps what the person has entered and only changes progress and notice.
+**In**: the value is `panel_value(...)`, a JSON object; model text enters only through `annotate.render`. None of it passes
+through a template, because Gradio evaluates what its templates hold. A value with the same `assignment` and `revision` as the
+one shown keeps what the person has entered and only changes progress and notice.
 
 **Out**: `judge` carries the fields of `Event`. After sending, the panel takes nothing until a value comes whose `reply_to` is
-the event's `event_id`, or whose `assignment` differs; if none comes it says so and sends the same event again after 6, 12, 24, 30 s
-and when the browser is online again, with `attempt` raised. So the handler may see an event twice, and answers both with the next
-task. To refuse an event, return the same task with a notice. An exception in the handler reads as no answer.
+the event's `event_id`, or whose `assignment` differs; if none comes it says so and sends the same event again after 6, 12, 24,
+30 s and when the browser is online again, with `attempt` raised. So the handler may see an event twice, and answers both with
+the next task. To refuse an event, return the same task with a notice. An exception in the handler reads as no answer.
 
 **Sides are as shown**: answer A (index 0, on the left) and B. In `Event`, as on the scale from left to right, a *negative*
-strength says A is better, a positive one B. The store counts the other way round (above 0: the first is better): `Event.first_better` and
-`Event.aspects_first_better` are those numbers, so use them and change no sign by hand.
+strength says A is better, a positive one B. The store counts the other way round (above 0: the first is better):
+`Event.first_better` and `Event.aspects_first_better` are those numbers, so use them and change no sign by hand.
 
 Rank mode shows 3 to 9 answers, best first by number keys or dragging; `ranking` holds the place of each answer shown, 1 the best.
 """
@@ -37,8 +37,9 @@ from rlhf_kit.errors import InputError
 EventKind = Literal["preference", "tie", "both_bad", "rank", "skip", "flag", "undo"]
 FLAG_REASONS = ("unsafe", "personal data", "broken or cut off", "cannot be judged", "other")
 
-# For the page around the panel (`css=` of the mount): Gradio's own margins away.
+# For the page around the panel (`css=` of the mount): without Gradio's margins, and without the overflow that ends stickiness.
 PAGE_CSS = """
+.gradio-container { overflow: clip !important; }
 .gradio-container > .app { max-width: none !important; padding: 0 !important; }
 .gradio-container .html-container:has(> div > .annotate) { padding: 0 !important; }
 body { margin: 0; }

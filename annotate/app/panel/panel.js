@@ -32,6 +32,7 @@ function receive(value) {
   if (!same) { draft = newDraft(); stopClock(); visibleMs = 0; shownAt = null; }
   root.dataset.view = task.view;
   root.dataset.mode = task.mode;
+  root.dataset.count = task.answers ? task.answers.length : 0;
   delete root.dataset.locked;
   for (const button of $$('[data-pressed]')) delete button.dataset.pressed;
   drawProgress();
@@ -70,7 +71,7 @@ function drawProgress() {
   $('.track').setAttribute('aria-valuenow', Math.min(done, total || 1));
   const left = eta === null ? '' : eta < 90 ? 'about a minute left' : eta < 5400 ? 'about ' + Math.round(eta / 60) + ' min left'
     : 'about ' + Math.round(eta / 3600) + ' h left';
-  $('.pace').textContent = [today + ' today', left].filter(Boolean).join(' · ');
+  $('.pace').textContent = [today ? today + ' today' : '', left].filter(Boolean).join(' · ');
 }
 function drawNotice(notice) {
   const box = $('.notice');
@@ -134,13 +135,14 @@ function fillPanes() {
   $$('.pane').forEach((pane, index) => { pane.innerHTML = raw ? task.answers[index].raw : task.answers[index].html; pane.scrollTop = 0; });
 }
 function scaleButtons() {
-  const words = {1: 'slightly', 2: 'better', 3: 'much better'};
+  const words = {1: 'slightly better', 2: 'better', 3: 'much better'};
   return Array.from({length: 2 * task.scale + 1}, (_, index) => {
     const strength = index - task.scale, size = Math.abs(strength), side = strength < 0 ? 'A' : 'B';
-    const full = size === 0 ? 'Tie' : task.scale === 1 ? side + ' is better' : side + ' ' + words[size];
+    const label = size === 0 ? 'Tie' : task.scale === 1 ? side + ' is better' : side + ' ' + words[size];
     const button = make('button', {type: 'button', className: 'step', value: String(strength), tabIndex: size ? -1 : 0}, keyCap(String(index + 1)),
-      make('span', {className: 'long'}, full), make('span', {className: 'short'}, size ? side + '+'.repeat(size) : 'Tie'));
-    button.setAttribute('aria-label', full + (size === 1 && task.scale > 1 ? ' better' : ''));
+      make('span', {className: 'long'}, label), make('span', {className: 'short'}, size ? side + '+'.repeat(size) : 'Tie'));
+    button.setAttribute('aria-label', label);
+    button.dataset.size = size;
     return button;
   });
 }

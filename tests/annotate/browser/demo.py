@@ -75,6 +75,7 @@ class Demo:
     down: bool = False
     events: list[Event] = field(default_factory=list)
     at: int = 37
+    app: Any = None
 
     def task(self) -> PanelTask:
         """The task that stands at `at`; every second one has its sides swapped."""
@@ -117,8 +118,8 @@ class Demo:
 
     def launch(self, port: int) -> str:
         """Serve it without blocking; the address."""
-        app = self.blocks()
-        _, url, _ = app.launch(
+        self.app = self.blocks()
+        _, url, _ = self.app.launch(
             server_port=port,
             prevent_thread_lock=True,
             quiet=True,
