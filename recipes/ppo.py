@@ -17,6 +17,7 @@ from rlhf_kit.data.batching import PromptBatches
 from rlhf_kit.data.examples import prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
+from rlhf_kit.rollout.chat import stop_tokens
 from rlhf_kit.rollout.scoring import function_scorer, load_function, load_scorer
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.online import online
@@ -88,13 +89,6 @@ def make_critic(config: PPOConfig, tokenizer: Any, reward_model: Any, lora: Any)
         same = load_tokenizer(config.reward).get_vocab() == tokenizer.get_vocab()
         start = config.reward if same else config.model
     return load_scalar_model(start, lora=lora, dropout=0.0, zero_head=True)
-
-
-def stop_tokens(policy: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends an answer: the tokenizer's, and those the model's generation config adds."""
-    named = policy.generation_config.eos_token_id
-    more = [] if named is None else named if isinstance(named, list) else [named]
-    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, more)]))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI
 
+from annotate.app.chat import chat_page
 from annotate.app.guard import PEOPLE, Guard
 from annotate.app.judging import Judging
 from annotate.app.login import login_routes
@@ -15,20 +16,27 @@ from annotate.app.people import page_css, people_pages
 from annotate.app.rest import rest_routes
 from annotate.store.database import Database
 
+if TYPE_CHECKING:
+    from annotate.app.generation import Speakers
+
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def make_app(database: Database, *, hosts: frozenset[str] = frozenset(), https: bool = False) -> Any:
+def make_app(
+    database: Database, *, hosts: frozenset[str] = frozenset(), https: bool = False, speakers: Speakers | None = None
+) -> Any:
     """The ASGI app over a database.
 
     Args:
+        speakers: the models of the chat page; without them there is none.
         hosts: the names by which people ask for it; empty: any.
         https: it stands behind TLS.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(login_routes(database, https=https))
     app.include_router(rest_routes(database))
-    _mount(app, people_pages(Judging(database)), PEOPLE)
+    judging = Judging(database)
+    _mount(app, people_pages(judging, chat=chat_page(judging, speakers) if speakers else None), PEOPLE)
     return Guard(app, database, hosts)
 
 

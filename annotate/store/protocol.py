@@ -58,14 +58,14 @@ class Protocol:
         return None
 
     def serve(self, comparison_id: int, user: int) -> Task:
-        """Give one live comparison to the person whose chat it comes from."""
+        """Give one live comparison to the person whose chat it comes from, in its own order: they saw the answers being written."""
         with self.database.write() as connection:
             settings, _ = self._project(connection), _active(connection, user)
             query = select(comparison).where(comparison.c.id == comparison_id, comparison.c.project_id == self.project)
             chosen = connection.execute(query.with_for_update(key_share=True)).first()
             if chosen is None or chosen.source != "live" or chosen.done + chosen.leased >= chosen.overlap:
                 raise InputError("comparison", comparison_id, "expected a live one of this project that nobody has been given")
-            return queue.lease(connection, settings, user, chosen, self.database.now(), self.rng)
+            return queue.lease(connection, settings, user, chosen, self.database.now(), None)
 
     def submit(self, assignment_id: str, user: int, verdict: Verdict) -> Result:
         """Store a verdict and claim the next task. The first one for a revision wins; a repeat changes nothing.

@@ -115,11 +115,12 @@ def claim(connection: Connection, project: Row, user: int, kind: str, now: float
     return lease(connection, project, user, gold or found, now, rng)
 
 
-def lease(connection: Connection, project: Row, user: int, chosen: Row, now: float, rng: random.Random) -> Task:
-    """Give `chosen`, a comparison's row, to the person: draw the order to show, and store it."""
+def lease(connection: Connection, project: Row, user: int, chosen: Row, now: float, rng: random.Random | None) -> Task:
+    """Give `chosen`, a comparison's row, to the person: draw the order to show (None: the canonical one), and store it."""
     content = connection.execute(CONTENT, {"comparison": chosen.id}).all()
     shown = list(range(len(content)))
-    rng.shuffle(shown)
+    if rng is not None:
+        rng.shuffle(shown)
     row = {
         "token": secrets.token_urlsafe(16),
         "project_id": project.id,
