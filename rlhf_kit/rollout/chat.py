@@ -38,7 +38,7 @@ class Speaker:
         Raises:
             InputError: the conversation and `max_new_tokens` are more than the model's positions.
         """
-        ids = torch.tensor([encode_prompt(self.tokenizer, list(messages))], device=self.model.device)
+        ids = torch.tensor([encode_prompt(self.tokenizer, [dict(message) for message in messages])], device=self.model.device)
         stream = Stream(self.tokenizer, on_text or (lambda text: None))
         generate(
             self.model,
