@@ -99,7 +99,7 @@ def online(
     """Improve `policy` against `scorer`; leave it in `config.output_dir`, and the critic in `output_dir/critic`.
 
     Args:
-        reference: the policy to stay near; None for a LoRA policy, whose base it then is.
+        reference: the policy to stay near, frozen here; None for a LoRA policy, whose base it then is.
         critic: a scalar-head model, for algorithms that learn values.
         monitor: a second scorer that is watched (`eval/gold_score`) and never trained on.
         on_step: called after each step with the rollout, for those who want to look.

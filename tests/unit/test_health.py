@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -186,6 +187,22 @@ def test_the_report_says_when_an_alarm_was_first_seen_and_keeps_those_that_went_
     assert [note.title for note in notes] == ["The critic explains little", "Updates are large, for a while"]
     assert notes[0].text.endswith("First seen at step 30.")
     assert "step 40" in notes[1].text
+
+
+def test_a_long_run_asks_its_rules_ever_more_rarely_and_still_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def rule(curve: Any) -> list[Any]:
+        asked.append(len(curve("objective/kl")[0]))
+        return []
+
+    monkeypatch.setattr("rlhf_kit.health.ANY_TIME", (rule,))
+    monkeypatch.setattr("rlhf_kit.health.ONCE_SETTLED", ())
+    assert watched([{"step": i, "objective/kl": 1.0} for i in range(1, 5_001)], 5_000) == []
+    assert asked[:300] == list(range(1, 301))  # the first 399 reports all
+    assert asked[-1] == 5_000
+    assert len(asked) < 1_200
+    assert max(after / before for before, after in itertools.pairwise(asked[399:])) <= 1.0051
 
 
 def test_a_run_that_games_its_reward_is_called_out_while_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
