@@ -63,14 +63,31 @@ def cohen_kappa(
     steps = np.abs(np.arange(k)[:, None] - np.arange(k)).astype(np.float64)
     cost = {"nominal": np.sign(steps), "linear": steps, "quadratic": steps**2}[weights]
     tables = np.eye(k * k)[pair[:, 0] * k + pair[:, 1]]
-
-    def kappa(sums: Floats) -> Floats:
-        table = sums.reshape(-1, k, k)
-        expected = table.sum(2)[:, :, None] * table.sum(1)[:, None, :] / table.sum((1, 2))[:, None, None]
-        return 1 - ratio((cost * table).sum((1, 2)), (cost * expected).sum((1, 2)))
-
     counts = (pair[:, :, None] == np.arange(k)).sum(1).astype(np.float64)
-    return bootstrap_sums(tables, kappa, how, reason=_one_label(counts, matrix))
+    return bootstrap_sums(tables, lambda sums: _kappa(sums, cost), how, reason=_one_label(counts, matrix))
+
+
+def _kappa(sums: Floats, cost: Floats) -> Floats:
+    """Kappa of (R, K * K) tables of one side's label by the other's: 1 less observed over expected cost."""
+    table = sums.reshape(-1, *cost.shape)
+    expected = table.sum(2)[:, :, None] * table.sum(1)[:, None, :] / table.sum((1, 2))[:, None, None]
+    return 1 - ratio((cost * table).sum((1, 2)), (cost * expected).sum((1, 2)))
+
+
+def agreement_with_others(matrix: LabelMatrix, annotator: Hashable, how: Resampling = DEFAULT) -> tuple[Estimate, Estimate]:
+    """How far one annotator agrees with everybody else: the share of equal pairs of labels, and Cohen's kappa of those pairs."""
+    k = len(matrix.categories)
+    own = matrix.codes[:, matrix.annotators.index(annotator)].astype(int)
+    others = (matrix.counts()[own >= 0] - np.eye(k)[own[own >= 0]]).astype(np.float64)
+    own, others = own[own >= 0][others.sum(1) > 0], others[others.sum(1) > 0]
+    if not len(own):
+        none = undefined(f"nobody else has labelled an item of {annotator!r}")
+        return none, none
+    pairs = (np.eye(k)[own][:, :, None] * others[:, None, :]).reshape(len(own), k * k)
+    equal = np.eye(k).reshape(-1)
+    share = bootstrap_sums(pairs, lambda sums: ratio(sums @ equal, sums.sum(1)), how, reason=NO_OVERLAP)
+    kappa = bootstrap_sums(pairs, lambda sums: _kappa(sums, 1 - np.eye(k)), how, reason=_one_label(others, matrix))
+    return share, kappa
 
 
 def fleiss_kappa(matrix: LabelMatrix, how: Resampling = DEFAULT) -> Estimate:

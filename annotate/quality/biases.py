@@ -40,9 +40,9 @@ def length_slope(choices: ArrayLike, difference: ArrayLike, level: float = 0.95)
     Returns:
         log-odds a unit of `difference`, beside a constant for the side, with its Wald interval.
     """
-    sides, gaps = as_floats("choices", choices) if len(np.asarray(choices)) else np.zeros(0), np.asarray(difference, dtype=float)
+    sides, gaps = np.asarray(choices), np.asarray(difference, dtype=float)
     check_same_length(choices=sides, difference=gaps)
-    gaps, sides = gaps[sides != 0], sides[sides != 0]
+    gaps, sides = gaps[sides != 0], np.sign(sides[sides != 0])
     n = len(sides)
     left, right = gaps[sides > 0], gaps[sides < 0]
     if not len(left) or not len(right):
@@ -52,7 +52,7 @@ def length_slope(choices: ArrayLike, difference: ArrayLike, level: float = 0.95)
     if left.min() >= right.max() or left.max() <= right.min():
         return undefined("length tells all choices apart: the slope has no bound", n)
     unit = float(np.sqrt((gaps**2).mean()))  # so that the fit does not depend on the unit
-    fit = fit_choice(np.stack([np.ones(n), gaps / unit], axis=1), np.sign(sides))
+    fit = fit_choice(np.stack([np.ones(n), gaps / unit], axis=1), sides)
     if fit is None:
         return undefined("length tells almost all choices apart: the slope has no bound", n)
     slope, error = float(fit.coefficients[1]) / unit, math.sqrt(fit.covariance[1, 1]) / unit

@@ -34,6 +34,12 @@ class Estimate(NamedTuple):
         """The same as a JSON-ready dict."""
         return self._asdict()
 
+    def error(self, level: float) -> float | None:
+        """The standard error of a normal whose interval at `level` is as wide; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return (self.high - self.low) / (2 * NormalDist().inv_cdf((1 + level) / 2))
+
 
 def undefined(reason: str, n: int = 0) -> Estimate:
     """An estimate without a value, and why."""
