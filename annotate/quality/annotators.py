@@ -237,14 +237,14 @@ def _pace_checks(own: dict[Hashable, list[Judgment]], limits: Thresholds) -> dic
             paces[annotator] = math.log(max(float(np.median(seen)), 1e-6))
     if len(paces) < 5:
         return {}
-    middle = math.exp(float(np.median(list(paces.values()))))
+    middle = float(np.median(list(paces.values())))
     return {
         annotator: Check(
             float(z),
             limits.pace,
             None,
-            abs(float(z)) > limits.pace,
-            f"Takes {number(math.exp(pace) / middle)} times the team's median time a word: {number(abs(float(z)))} robust "
+            abs(float(z)) > limits.pace and abs(pace - middle) > math.log(limits.pace_ratio),
+            f"Takes {number(math.exp(pace - middle))} times the team's median time a word: {number(abs(float(z)))} robust "
             f"standard deviations {'more' if z > 0 else 'less'}; {number(limits.pace)} is let pass.",
         )
         for (annotator, pace), z in zip(paces.items(), robust_z(list(paces.values())))

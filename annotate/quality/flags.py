@@ -21,7 +21,8 @@ class Thresholds:
     `false_alarms`: the share of flags of one kind that may be chance. `gold_accuracy`, `kappa`: flagged below.
     `side`: how far the left-side rate may be from 1/2. `length`: how far the length slope, in log-odds for 100 words, may be from
     the others'. `too_fast`: the share of judgments faster than reading that is let pass.
-    `pace`: robust standard deviations from the team's median time a word. `fewest`: judgments before anybody is judged.
+    `pace`: robust standard deviations from the team's median time a word, and `pace_ratio` the factor that it must be off
+    besides. `fewest`: judgments before anybody is judged.
     """
 
     false_alarms: float = 0.05
@@ -31,6 +32,7 @@ class Thresholds:
     length: float = 0.2
     too_fast: float = 0.1
     pace: float = 3.5
+    pace_ratio: float = 2.0
     fewest: int = 10
 
 

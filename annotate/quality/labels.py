@@ -19,7 +19,8 @@ class Judgment:
     `strength`: above 0 the item's first answer is better, below 0 its second, 0 a tie.
     `first_on_left`: whether the first answer was shown on the left.
     `seconds`: how long the pair was visible. `words`: of the two answers, in the item's order. `prompt_words`: of the prompt.
-    `models`: who wrote the two answers. `gold`: the strength whose sign is known to be right. `at`: when, in seconds.
+    `models`: who wrote the two answers. `group`: what items have in common that are resampled together, such as the prompt or the
+    ranking that they come from. `gold`: the strength whose sign is known to be right. `at`: when, in seconds.
     """
 
     item: Hashable
@@ -30,6 +31,7 @@ class Judgment:
     words: tuple[int, int] | None = None
     prompt_words: int = 0
     models: tuple[str, str] | None = None
+    group: Hashable | None = None
     gold: int | None = None
     at: float | None = None
 
