@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from annotate.store.database import Database
-from annotate.store.schema import event
+from annotate.store.schema import event, export
+
+INSERT_EVENT = insert(event)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,26 @@ def record(
 ) -> None:
     """Add a line in the caller's transaction, so that there is no deed without its line and no line without its deed."""
     row = {"action": action, "user_id": user, "project_id": project, "details": details, "created": now}
-    connection.execute(insert(event), row)
+    connection.execute(INSERT_EVENT, row)
+
+
+def record_export(database: Database, project: int, manifest_hash: str, last_judgment: int, *, by: int | None = None) -> int:
+    """Note that the project's judgments with ids up to `last_judgment` were handed over; returns the export's id.
+
+    From now on those can only be taken back by force, because a model may have learned from them.
+    """
+    with database.write() as connection:
+        now = database.now()
+        row = {
+            "project_id": project,
+            "user_id": by,
+            "manifest_hash": manifest_hash,
+            "last_judgment": last_judgment,
+            "created": now,
+        }
+        key = connection.execute(insert(export).values(row).returning(export.c.id)).scalar_one()
+        record(connection, now, "export", user=by, project=project, export=key, manifest_hash=manifest_hash)
+    return key
 
 
 def events(database: Database, *, project: int | None = None, limit: int = 100, before: int | None = None) -> list[Event]:

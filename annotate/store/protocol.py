@@ -13,18 +13,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select
 
 from annotate.store import queue
 from annotate.store.audit import record
 from annotate.store.database import Database
-from annotate.store.records import Kind, Past, Result, Task, Verdict
+from annotate.store.records import Kind, Past, Result, Status, Task, Verdict
 from annotate.store.schema import assignment, comparison, export, judgment, project, user
 from annotate.store.verdicts import agrees_with_gold, check_text, check_verdict, dense, to_canonical, to_shown, turn
 from rlhf_kit.errors import InputError
 
 BUSY_TRIES = 200
 BUSY_PAUSE = 0.005
+ACTIVE = select(user).where(user.c.id == bindparam("key"), user.c.active).with_for_update(key_share=True)
+HELD = select(assignment).where(assignment.c.token == bindparam("token"), assignment.c.project_id == bindparam("project"))
+HELD = HELD.with_for_update(key_share=True)
+COMPARISON = select(comparison).where(comparison.c.id == bindparam("key")).with_for_update(key_share=True)
+PROJECT = select(project).where(project.c.id == bindparam("key"))
+INSERT_JUDGMENT = insert(judgment)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Protocol:
         """The person's task: the one they hold, else the next; None where nothing is left for them now."""
         for _ in range(BUSY_TRIES):
             with self.database.write() as connection:
-                found = self._next(connection, user, kind)
+                settings, _ = self._project(connection), _active(connection, user)
+                found = queue.claim(connection, settings, user, kind, self.database.now(), self.rng)
             if not isinstance(found, queue.Busy):
                 return found
             time.sleep(BUSY_PAUSE)
@@ -101,7 +108,7 @@ class Protocol:
             values = {"kind": "undo", "late": False, "justification": "", "guidelines_version": held.guidelines_version}
             self._revise(connection, held, values, now)
             lease = {"state": "leased", "leased_at": now, "lease_until": now + settings.lease_seconds}
-            row = _change(connection, held, revision=held.revision + 1, **lease)
+            row = queue.change_assignment(connection, held.id, revision=held.revision + 1, **lease)
             taken = {"skip": {"skips": -1}, "flag": {"flagged": -1}}.get(last.kind, {"done": -1})
             queue.settle(connection, settings, before, leased=1, **taken)
             details = {"assignment": held.id, "revision": row.revision, "forced": force}
@@ -127,54 +134,43 @@ class Protocol:
 
     def _answer(self, assignment_id: str, user: int, revision: int, answer: Verdict | dict[str, Any]) -> Result:
         with self.database.write() as connection:
-            status = self._store(connection, assignment_id, user, revision, answer)
-            if isinstance(status, Result):
-                return status
-            kind = connection.execute(
-                select(comparison.c.kind).join(assignment).where(assignment.c.token == assignment_id)
-            ).scalar_one()
-            following = self._next(connection, user, kind)
-        return Result(status, self.claim(user, kind) if isinstance(following, queue.Busy) else following)  # type: ignore[arg-type]
+            settings, _, now = self._project(connection), _active(connection, user), self.database.now()
+            held = self._assignment(connection, assignment_id)
+            if held is None or held.user_id != user:
+                return self._refuse(connection, "answer", assignment_id, user, "this is not yours")
+            if revision > held.revision + 1:
+                raise InputError("verdict.revision", revision, f"expected {held.revision + 1}, the task's")
+            before = _comparison(connection, held)
+            status: Status = "duplicate"
+            if revision == held.revision + 1:
+                status = self._store(connection, settings, held, before, answer, now)
+            following = queue.claim(connection, settings, user, before.kind, now, self.rng)
+        return Result(status, self.claim(user, before.kind) if isinstance(following, queue.Busy) else following)
 
     def _store(
-        self, connection: Connection, assignment_id: str, user: int, revision: int, answer: Verdict | dict[str, Any]
-    ) -> Result | str:
-        settings, now = self._project(connection), self.database.now()
-        _active(connection, user)
-        held = self._assignment(connection, assignment_id)
-        if held is None or held.user_id != user:
-            return self._refuse(connection, "submit", assignment_id, user, "this is not yours")
-        if revision <= held.revision:
-            return "duplicate"
-        if revision != held.revision + 1:
-            raise InputError("verdict.revision", revision, f"expected {held.revision + 1}, the task's")
-        before = _comparison(connection, held)
+        self, connection: Connection, settings: Row, held: Row, before: Row, answer: Verdict | dict[str, Any], now: float
+    ) -> Status:
         late = held.state == "expired" or held.lease_until <= now
         values = _values(answer, before, held, settings)
         self._revise(connection, held, {**values, "late": late, "guidelines_version": held.guidelines_version}, now)
         counted = {"skip": "skips", "flag": "flagged"}.get(values["kind"], "done")
-        _change(connection, held, revision=revision, state="done" if counted == "done" else "skipped")
+        state = "done" if counted == "done" else "skipped"
+        queue.change_assignment(connection, held.id, revision=held.revision + 1, state=state)
         queue.settle(connection, settings, before, leased=-1 if held.state == "leased" else 0, **{counted: 1})
         action = values["kind"] if counted != "done" else "submit"
-        details = {"assignment": held.id, "revision": revision, "late": late}
-        record(connection, now, action, user=user, project=self.project, **details)
+        details = {"assignment": held.id, "revision": held.revision + 1, "late": late}
+        record(connection, now, action, user=held.user_id, project=self.project, **details)
         return "late" if late else "accepted"
 
-    def _next(self, connection: Connection, user: int, kind: str) -> Task | queue.Busy | None:
-        settings = self._project(connection)
-        _active(connection, user)
-        return queue.claim(connection, settings, user, kind, self.database.now(), self.rng)
-
     def _project(self, connection: Connection) -> Row:
-        return connection.execute(select(project).where(project.c.id == self.project)).one()
+        return connection.execute(PROJECT, {"key": self.project}).one()
 
     def _assignment(self, connection: Connection, assignment_id: str) -> Row | None:
-        query = select(assignment).where(assignment.c.token == assignment_id, assignment.c.project_id == self.project)
-        return connection.execute(query.with_for_update(key_share=True)).first()
+        return connection.execute(HELD, {"token": assignment_id, "project": self.project}).first()
 
     def _revise(self, connection: Connection, held: Row, values: dict[str, Any], now: float) -> None:
         whose = {"assignment_id": held.id, "project_id": self.project, "user_id": held.user_id}
-        connection.execute(insert(judgment).values(**whose, revision=held.revision + 1, created=now, **values))
+        connection.execute(INSERT_JUDGMENT, {**whose, "revision": held.revision + 1, "created": now, **values})
 
     def _refuse(self, connection: Connection, action: str, assignment_id: str, user: int, reason: str) -> Result:
         details = {"attempt": action, "assignment": assignment_id[:64], "reason": reason}
@@ -184,21 +180,14 @@ class Protocol:
 
 def _active(connection: Connection, key: int) -> Row:
     # Locked, so that one person's requests go one after the other even from two tabs.
-    found = connection.execute(select(user).where(user.c.id == key).with_for_update(key_share=True)).first()
-    if found is None or not found.active:
+    found = connection.execute(ACTIVE, {"key": key}).first()
+    if found is None:
         raise InputError("user", key, "expected an active user: an admin can enable it again")
     return found
 
 
 def _comparison(connection: Connection, held: Row) -> Row:
-    return connection.execute(
-        select(comparison).where(comparison.c.id == held.comparison_id).with_for_update(key_share=True)
-    ).one()
-
-
-def _change(connection: Connection, held: Row, **values: Any) -> Row:
-    query = update(assignment).where(assignment.c.id == held.id).values(values).returning(assignment)
-    return connection.execute(query).one()
+    return connection.execute(COMPARISON, {"key": held.comparison_id}).one()
 
 
 def _last(connection: Connection, held: Row) -> Row | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Kind = Literal["pair", "rank"]
 VerdictKind = Literal["preference", "tie", "both_bad", "rank"]
+Status = Literal["accepted", "late", "duplicate", "refused"]
 Message = Mapping[str, Any]  # {"role": ..., "content": ...}
 
 
@@ -101,7 +102,7 @@ class Result:
     person's to answer, or not any more (`reason` says which), nothing changed but the audit trail.
     """
 
-    status: Literal["accepted", "late", "duplicate", "refused"]
+    status: Status
     next: Task | None
     reason: str = ""
 

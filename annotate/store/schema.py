@@ -116,8 +116,9 @@ response = Table(
 )
 
 # Literals, not parameters: a partial index serves a query only when the planner sees the same words in both.
-WAITS = "source = 'queue' AND state = 'open' AND done + leased < overlap"
-RETURNED = f"{WAITS} AND returned = 1"
+WAITS = "waits = 1"
+RETURNED = "returned = 1"
+CASES = "state = 'adjudicate'"
 
 comparison = Table(
     "comparison",
@@ -133,7 +134,8 @@ comparison = Table(
     Column("leased", Integer, nullable=False),
     Column("skips", Integer, nullable=False),
     Column("flagged", Integer, nullable=False),
-    Column("returned", Integer, nullable=False),  # 1: had no slot left for a while, so people may have passed it
+    Column("waits", Integer, nullable=False),  # 1: open, queued and with a free slot; stored because an index needs it
+    Column("returned", Integer, nullable=False),  # 1: waits again after it did not, so people may have passed it
     Column("state", Text, nullable=False),
     Column("gold", Json),  # {"strength": ...} or {"ranking": ...}, canonical
     Column("propensity", Double),  # the probability with which the sampler chose this comparison
@@ -153,7 +155,8 @@ comparison = Table(
         sqlite_where=text("source = 'gold'"),
         postgresql_where=text("source = 'gold'"),
     ),
-    Index("comparison_state", "project_id", "state"),
+    # No full index on the state: SQLite would take it for the claim, and sort.
+    Index("comparison_case", "project_id", "id", sqlite_where=text(CASES), postgresql_where=text(CASES)),
     Index("comparison_item", "item_id"),
 )
 
@@ -165,8 +168,8 @@ candidate = Table(
     _refers("response_id", "response"),
 )
 
-progress = Table(
-    "progress",
+frontier = Table(  # how far each person has come in each queue
+    "frontier",
     metadata,
     Column("user_id", Integer, ForeignKey("annotator.id"), primary_key=True),
     Column("project_id", Integer, ForeignKey("project.id"), primary_key=True),
