@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import torch.distributed
 import tyro
 import yaml
 
@@ -116,8 +115,7 @@ def run_recipe(
             raise (_storage_error(error) or error) from error
     except InputError as error:
         rank = int(os.environ.get("RANK", "0"))
-        joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if rank == 0 or joined:
+        if rank == 0 or _process_group():
             print(f"error: {error}" if rank == 0 else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt as stop:
@@ -126,8 +124,14 @@ def run_recipe(
         sys.exit(130)
     finally:
         # gloo's threads that still run when the interpreter ends abort the process, one time in three.
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        if group := _process_group():
+            group.destroy_process_group()
+
+
+def _process_group() -> Any | None:
+    """`torch.distributed` where this process has joined a group. Torch is not imported for it: the preference app does without."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
 
 
 def _storage_error(error: OSError) -> InputError | None:

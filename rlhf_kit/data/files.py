@@ -12,7 +12,7 @@ import logging
 import lzma
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,13 +25,16 @@ _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open
 _SURROGATE, _ESCAPED = re.compile("[\ud800-\udfff]"), re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def iter_rows(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_rows(
+    source: str | Path, on_bad_line: Callable[[InputError], None] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """`(where, row)` of every row, where being `sft.jsonl line 12`, for error messages.
 
     Args:
         source: a .jsonl(.gz/.xz/.bz2) or .parquet file, a folder of those, a `datasets` folder (`save_to_disk`), or
             the name of a dataset. Of the last two, `NAME@SPLIT` reads another split than train, and `NAME:CONFIG` (before
             the split) one of a dataset's configurations.
+        on_bad_line: gets the error of a line that is not a JSON object, and the reading goes on; raised where None.
     Raises:
         InputError: nothing readable there, a truncated file, a line that is not a JSON object or holds half a character.
     """
@@ -44,18 +47,30 @@ def iter_rows(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _saved_rows(path, split)
     elif path.is_dir():
         for file in files_in(path, ROW_SUFFIXES):
-            yield from iter_rows(file)
+            yield from iter_rows(file, on_bad_line)
     elif path.is_file():
         if path.name.endswith(".parquet"):
             yield from _parquet_rows(path)
         elif path.name.endswith(ROW_SUFFIXES):
-            for number, line in iter_lines(path):
-                if line.strip():
-                    yield f"{path.name} line {number}", _parse(path, number, line)
+            yield from _json_rows(path, on_bad_line)
         else:
             raise InputError("file", str(source), f"expected one of {', '.join(ROW_SUFFIXES)}: convert it")
     else:
         yield from _named_rows(name, split)
+
+
+def _json_rows(path: Path, on_bad_line: Callable[[InputError], None] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in iter_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = _parse(path, number, line)
+        except InputError as error:
+            if on_bad_line is None:
+                raise
+            on_bad_line(error)
+        else:
+            yield f"{path.name} line {number}", row
 
 
 def source_path(source: str | Path) -> Path:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_kit.data.files import iter_rows
-from rlhf_kit.data.tokenizer import ROLES, Message
 from rlhf_kit.errors import InputError
 
 Record = dict[str, Any]
+Message = dict[str, str]
+ROLES = ("user", "assistant", "system")
 Messages = list[Message]
 logger = logging.getLogger(__name__)
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")

@@ -19,12 +19,11 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rlhf_kit.data.records import ROLES, Message
 from rlhf_kit.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-Message = dict[str, str]
-ROLES = ("user", "assistant", "system")
 BOS, EOS, PAD = "<|endoftext|>", "<|end|>", "<|pad|>"
 SPECIAL_TOKENS = [BOS, EOS, PAD, *(f"<|{role}|>" for role in ROLES)]
 MIN_VOCAB, MAX_VOCAB = 300, 50_257
