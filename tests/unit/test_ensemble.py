@@ -8,18 +8,13 @@ import pytest
 import torch
 
 from recipes import ppo
-from rlhf_kit.batches import Rollout
-from rlhf_kit.data.tokenizer import encode_chat, encode_prompt, train_tokenizer
+from rlhf_kit.data.tokenizer import train_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
-from rlhf_kit.rollout.scoring import Ensemble, load_scorer, pad, reward_members
+from rlhf_kit.rollout.scoring import Ensemble, load_scorer, reward_members
+from tests.unit.test_scoring import CHATS, TEXTS, as_rollout
 
-TEXTS = ["the cat sat on the mat", "a dog ran to the park and barked"] * 4
-CHATS = [
-    [{"role": "user", "content": "where is the cat"}, {"role": "assistant", "content": answer}]
-    for answer in ("on the mat", "in the park, I think", "a dog ran")
-]
 ROWS = [{"prompt": chat[:1]} for chat in CHATS]
 
 
@@ -32,7 +27,7 @@ def tokenizer():
 def house(tokenizer, tmp_path_factory):
     """A policy `sft`; reward models `a`, `b`, `c`, one `other` with another tokenizer; a callable in `length.py`."""
     folder = tmp_path_factory.mktemp("house")
-    other = train_tokenizer([text.upper() for text in TEXTS], 290)
+    other = train_tokenizer([text.upper() for text in TEXTS], 300)
     shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "max_seq_len": 64, "init_std": 0.3}
     for seed, name in enumerate(("sft", "a", "b", "c", "other")):
         torch.manual_seed(seed)
@@ -47,17 +42,9 @@ def house(tokenizer, tmp_path_factory):
     return folder
 
 
-def as_rollout(tokenizer) -> Rollout:
-    """CHATS as a rollout, answers ending in EOS."""
-    queries = [encode_prompt(tokenizer, chat[:1]) for chat in CHATS]
-    answers = [encode_chat(tokenizer, chat)[0][len(query) :] for chat, query in zip(CHATS, queries)]
-    ended, logprobs = torch.ones(3, dtype=torch.bool), torch.zeros(3, max(map(len, answers)))
-    return Rollout(*pad(queries, side="left"), *pad(answers), ended, torch.arange(3), logprobs)
-
-
 def test_every_member_reads_as_it_would_alone_whatever_it_is(tokenizer, house):
     names = [str(house / "a"), str(house / "other"), f"{house}/length.py:short"]
-    load = partial(load_scorer, policy_tokenizer=tokenizer, micro_batch_size=2, device="cpu")
+    load = partial(load_scorer, policy_tokenizer=tokenizer, micro_batch_size=1, device="cpu")
     scorer, first = load(", ".join(names), ensemble="variance", variance_coef=0.2)
     rollout = as_rollout(tokenizer)
     alone = torch.stack([load(name)[0](rollout, ROWS) for name in names])
@@ -73,13 +60,13 @@ def test_every_member_reads_as_it_would_alone_whatever_it_is(tokenizer, house):
 
 def test_the_first_reward_model_is_handed_on_wherever_it_stands(tokenizer, house):
     spec = f"{house}/length.py:short,{house / 'b'},{house / 'a'}"
-    _, model = load_scorer(spec, tokenizer, micro_batch_size=2, device="cpu")
+    _, model = load_scorer(spec, tokenizer, micro_batch_size=1, device="cpu")
     assert torch.equal(model.score.weight, load_scalar_model(house / "b").score.weight)
 
 
 @pytest.mark.parametrize("how", ["min", "variance"])
 def test_one_member_is_its_own_score(tokenizer, house, how):
-    options = {"micro_batch_size": 2, "device": "cpu"}
+    options = {"micro_batch_size": 1, "device": "cpu"}
     alone, _ = load_scorer(str(house / "a"), tokenizer, ensemble=how, variance_coef=0.5, **options)
     plain, _ = load_scorer(str(house / "a"), tokenizer, **options)
     assert not isinstance(alone, Ensemble)
@@ -105,7 +92,7 @@ def test_a_directory_with_a_comma_in_its_name_is_one_member(tmp_path):
 def test_a_member_that_is_none_is_refused_by_name(tokenizer, house, spec, said):
     spec = spec.format(**{name: house / name for name in ("a", "b", "sft")})
     with pytest.raises(InputError, match=re.escape(said)) as caught:
-        load_scorer(spec, tokenizer, micro_batch_size=2, device="cpu")
+        load_scorer(spec, tokenizer, micro_batch_size=1, device="cpu")
     assert str(caught.value).startswith("--reward is ")
 
 
@@ -115,7 +102,7 @@ def test_a_member_that_gives_no_number_is_named(tokenizer, house, tmp_path):
         model.score.weight.fill_(float("nan"))
     model.save_pretrained(tmp_path / "broken")
     tokenizer.save_pretrained(tmp_path / "broken")
-    scorer, _ = load_scorer(f"{house / 'a'},{tmp_path / 'broken'}", tokenizer, micro_batch_size=2, device="cpu")
+    scorer, _ = load_scorer(f"{house / 'a'},{tmp_path / 'broken'}", tokenizer, micro_batch_size=1, device="cpu")
     with pytest.raises(InputError, match=r"reward model .*/broken: score of row 0 is nan"):
         scorer(as_rollout(tokenizer), ROWS)
 
@@ -157,7 +144,7 @@ def test_ppo_learns_from_three_reward_models_logs_their_spread_at_every_step_and
         assert stats["reward/ensemble_spread"] > 0.01
 
     critic, start = load_scalar_model(tmp_path / "whole" / "critic"), load_scalar_model(house / "a")
-    gap = [float((x - y).abs().max()) for x, y in zip(critic.parameters(), start.parameters())]
+    gap = [float((x - y).detach().abs().max()) for x, y in zip(critic.parameters(), start.parameters())]
     assert 0 < max(gap) <= 4 * 1e-2 * 1.01  # four steps of Adam away from the first member: no step moves more than its rate
 
     with pytest.raises(Killed):
