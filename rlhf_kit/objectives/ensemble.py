@@ -9,9 +9,10 @@ from torch import Tensor
 from rlhf_kit.objectives.shapes import check_rank, real
 
 Combination = Literal["mean", "min", "variance"]
+VARIANCE_COEF = 0.1  # mild: two judges who are two points apart cost a tenth of a point
 
 
-def combine(scores: Tensor, how: Combination, *, variance_coef: float = 0.0) -> Tensor:
+def combine(scores: Tensor, how: Combination, *, variance_coef: float = VARIANCE_COEF) -> Tensor:
     """One score an answer from those of M judges, (B,).
 
     `mean`: the mean. `min`: the lowest, worst-case optimisation. `variance`: `mean - variance_coef * variance` with the

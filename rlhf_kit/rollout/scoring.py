@@ -27,7 +27,7 @@ from rlhf_kit.data.tokenizer import encode_chat, load_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_scores
 from rlhf_kit.models.loading import check_fits, load_scalar_model
-from rlhf_kit.objectives.ensemble import Combination, combine, score_spread
+from rlhf_kit.objectives.ensemble import VARIANCE_COEF, Combination, combine, score_spread
 from rlhf_kit.rollout.experience import by_length, join
 
 Row = dict[str, Any]  # a prompt record: {"prompt": [messages]}
@@ -147,7 +147,7 @@ class Ensemble:
 
     members: Sequence[Scorer]
     how: Combination = "mean"
-    variance_coef: float = 0.0
+    variance_coef: float = VARIANCE_COEF
 
     def __call__(self, rollout: Rollout, rows: list[Row]) -> Tensor:
         """(B,) combined scores."""
@@ -217,7 +217,7 @@ def load_scorer(
     micro_batch_size: int,
     device: Any,
     ensemble: Combination = "mean",
-    variance_coef: float = 0.0,
+    variance_coef: float = VARIANCE_COEF,
 ) -> tuple[Scorer, nn.Module | None]:
     """`(scorer, the first reward model or None)` from what `--reward` says: one judge, or an `Ensemble` of several.
 

@@ -57,7 +57,7 @@ def best_chances(plain: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def chi_square(seen: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
-    """Pearson's statistic with rare answers as one, and four deviations above its mean: one in 30,000 by chance."""
+    """Pearson's statistic with rare answers as one, and its bound: four deviations above its mean where the two agree."""
     rare = expected < 5
     seen, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (seen, expected))
     freedom = len(seen) - 1
@@ -70,8 +70,8 @@ def test_the_best_of_n_has_the_exact_distribution(policy, n):
     assert float(plain.sum()) == pytest.approx(1.0, rel=1e-6)  # logits are fp32
     generator = torch.Generator().manual_seed(n)
     parts = best_of_n(
-        policy, [PROMPT] * count, [{}] * count, by_rank, SAMPLER, n=n, batch_size=4_096, generator=generator
-    )  # batches that split the answers to a prompt
+        policy, [PROMPT] * count, [{}] * count, by_rank, SAMPLER, n=n, batch_size=4_093, generator=generator
+    )  # a prime: batches split the answers to a prompt
     number = {answer: i for i, answer in enumerate(ANSWERS)}
     seen = torch.bincount(torch.tensor([number[y] for y in answers_of(parts)]), minlength=len(ANSWERS)).double()
     assert seen.sum() == count
