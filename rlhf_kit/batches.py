@@ -111,6 +111,7 @@ class Rollout(Record):
     ref_logprobs: Tensor | None = None  # (B, R) float
     values: Tensor | None = None  # (B, R) float
     scores: Tensor | None = None  # (B,) float
+    score_spread: Tensor | None = None  # (B,) float, how far several judges were apart
 
     @property
     def lengths(self) -> Tensor:

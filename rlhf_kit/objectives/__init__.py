@@ -12,6 +12,7 @@ from rlhf_kit.objectives.advantages import (
     reinforce_plus_plus,
 )
 from rlhf_kit.objectives.classification import binary_cross_entropy
+from rlhf_kit.objectives.ensemble import combine, score_spread
 from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, exact_kl, kl_estimate, kl_loss, shape_rewards
 from rlhf_kit.objectives.language_model import language_model_loss, linear_cross_entropy, shift_labels
 from rlhf_kit.objectives.logprobs import linear_logprobs, padded_logprobs
@@ -34,6 +35,7 @@ __all__ = [
     "aggregate_units",
     "binary_cross_entropy",
     "clipped_surrogate",
+    "combine",
     "discounted_returns",
     "dpo",
     "exact_kl",
@@ -57,6 +59,7 @@ __all__ = [
     "pairwise_loss",
     "reinforce_plus_plus",
     "robust_dpo",
+    "score_spread",
     "shape_rewards",
     "shift_labels",
     "simpo",

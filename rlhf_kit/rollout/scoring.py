@@ -1,6 +1,6 @@
-"""Judging answers: a reward model's directory, or any Python callable `(prompts, responses) -> scores`.
+"""Judging answers: a reward model's directory, any Python callable `(prompts, responses) -> scores`, or several of them.
 
-Both become one thing, a `Scorer`: `(rollout, rows) -> (B,) fp32`. Scores that are missing or not finite stop the run
+All become one thing, a `Scorer`: `(rollout, rows) -> (B,) fp32`. Scores that are missing or not finite stop the run
 at once, by name: one NaN that reaches the optimiser costs the whole run.
 """
 
@@ -14,6 +14,7 @@ import numbers
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rlhf_kit.data.tokenizer import encode_chat, load_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_scores
 from rlhf_kit.models.loading import check_fits, load_scalar_model
+from rlhf_kit.objectives.ensemble import VARIANCE_COEF, Combination, combine, score_spread
 from rlhf_kit.rollout.experience import by_length, join
 
 Row = dict[str, Any]  # a prompt record: {"prompt": [messages]}
@@ -108,7 +110,9 @@ def _failure(judge: Callable[[slice], Any], responses: list[str], name: str, err
     return InputError(name, f"{type(error).__name__}: {error}", mend)
 
 
-def model_scorer(model: nn.Module, policy_tokenizer: Any, reward_tokenizer: Any, *, micro_batch_size: int) -> Scorer:
+def model_scorer(
+    model: nn.Module, policy_tokenizer: Any, reward_tokenizer: Any, *, micro_batch_size: int, name: str = "reward model"
+) -> Scorer:
     """A scorer from a scalar-head model, read at the last real token of [query | answer].
 
     Where the tokenizers agree, the very ids are scored; otherwise the conversation is encoded again as text.
@@ -131,10 +135,32 @@ def model_scorer(model: nn.Module, policy_tokenizer: Any, reward_tokenizer: Any,
             scores[index] = scalar_scores(model, ids, mask)
         if not bool(scores.isfinite().all()):
             row = int((~scores.isfinite()).nonzero()[0])
-            raise InputError(f"reward model: score of row {row}", float(scores[row]), "expected finite scores: check its weights")
+            raise InputError(f"{name}: score of row {row}", float(scores[row]), "expected finite scores: check its weights")
         return scores
 
     return score
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several judges as one `Scorer`, combined as `rlhf_kit.objectives.ensemble.combine` says."""
+
+    members: Sequence[Scorer]
+    how: Combination = "mean"
+    variance_coef: float = VARIANCE_COEF
+
+    def __call__(self, rollout: Rollout, rows: list[Row]) -> Tensor:
+        """(B,) combined scores."""
+        return self.with_spread(rollout, rows)[0]
+
+    def with_spread(self, rollout: Rollout, rows: list[Row]) -> tuple[Tensor, Tensor]:
+        """Combined scores, and how far the members are apart, (B,) each."""
+        scores = self.member_scores(rollout, rows)
+        return combine(scores, self.how, variance_coef=self.variance_coef), score_spread(scores)
+
+    def member_scores(self, rollout: Rollout, rows: list[Row]) -> Tensor:
+        """(M, B): what each member says of each answer. Where they part, people's judgement would teach them most."""
+        return torch.stack([score(rollout, rows) for score in self.members])
 
 
 def pad(rows: Sequence[Any], *, side: str = "right", device: Any = "cpu") -> tuple[Tensor, Tensor]:
@@ -169,12 +195,46 @@ def load_function(spec: str, field: str = "--reward") -> RewardFunction:
     return function
 
 
-def load_scorer(spec: str, policy_tokenizer: Any, *, micro_batch_size: int, device: Any) -> tuple[Scorer, nn.Module | None]:
-    """`(scorer, the reward model or None)` from what `--reward` says."""
-    if Path(spec).is_dir():
-        model = load_scalar_model(spec, dropout=0.0, trained_as="--reward").to(device).eval()
+def reward_members(spec: str) -> list[str]:
+    """What stands between the commas of `--reward`: directories and callables.
+
+    Raises:
+        InputError: an empty name, or the same one twice.
+    """
+    members = [spec] if Path(spec).is_dir() else [member.strip() for member in spec.split(",")]
+    if len(members) > 1 and "" in members:
+        raise InputError("--reward", spec, f"expected a name around every comma: number {members.index('') + 1} is empty")
+    twice = [member for member in members if members.count(member) > 1]
+    if twice:
+        raise InputError("--reward", spec, f"expected different ones: {twice[0]} stands there twice, and agrees with itself")
+    return members
+
+
+def load_scorer(
+    spec: str,
+    policy_tokenizer: Any,
+    *,
+    micro_batch_size: int,
+    device: Any,
+    ensemble: Combination = "mean",
+    variance_coef: float = VARIANCE_COEF,
+) -> tuple[Scorer, nn.Module | None]:
+    """`(scorer, the first reward model or None)` from what `--reward` says: one judge, or an `Ensemble` of several.
+
+    Raises:
+        InputError: a member that is empty, named twice, or neither a reward model nor a callable.
+    """
+
+    def load(member: str) -> tuple[Scorer, nn.Module | None]:
+        if not Path(member).is_dir():
+            return function_scorer(load_function(member), policy_tokenizer, name=member), None
+        model = load_scalar_model(member, dropout=0.0, trained_as="--reward").to(device).eval()
         model.requires_grad_(False)
-        tokenizer = load_tokenizer(spec, "--reward")
+        tokenizer = load_tokenizer(member, "--reward")
         check_fits(model, tokenizer)
-        return model_scorer(model, policy_tokenizer, tokenizer, micro_batch_size=micro_batch_size), model
-    return function_scorer(load_function(spec), policy_tokenizer, name=spec), None
+        name, size = f"reward model {member}", micro_batch_size
+        return model_scorer(model, policy_tokenizer, tokenizer, micro_batch_size=size, name=name), model
+
+    scorers, models = zip(*map(load, reward_members(spec)))
+    scorer = scorers[0] if len(scorers) == 1 else Ensemble(scorers, ensemble, variance_coef)
+    return scorer, next((model for model in models if model is not None), None)

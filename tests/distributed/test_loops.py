@@ -208,6 +208,7 @@ def rollout(count: int, group: int = 1) -> Rollout:
         ref_logprobs=(old + noise(0.2)) * mask,
         values=noise(1.0),
         scores=torch.randn(count, generator=generator),
+        score_spread=torch.rand(count, generator=generator),
     )
 
 
@@ -248,6 +249,7 @@ def test_the_update_on_a_split_rollout_is_that_on_the_whole(
     (stats, first), (others, second) = run_ranks(lambda rank: one_update(algorithm, rank, 2, config))
     assert torch.equal(first, second)
     assert stats == others
+    assert expected["reward/ensemble_spread"] == pytest.approx(float(rollout(16).score_spread.mean()), rel=1e-6)
     assert expected["units"] == stats["units"] == float(rollout(16).response_mask.sum())
     for name, value in expected.items():
         assert stats[name] == pytest.approx(value, rel=1e-5, abs=2e-6), name
