@@ -17,6 +17,7 @@ from rlhf_kit.data.batching import PromptBatches
 from rlhf_kit.data.examples import prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
+from rlhf_kit.objectives.process_reward import StepScore
 from rlhf_kit.rollout.scoring import function_scorer, load_function, load_scorer
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.online import online
@@ -30,6 +31,8 @@ class PPOConfig(LoraFields, OnlineConfig):
     output_dir: Path = Path("runs/tiny/ppo")
     model: str = "runs/tiny/sft"  # where the policy starts, and the reference it stays near
     reward: str = "runs/tiny/reward"  # a reward model's directory, or a callable `module:function`, `file.py:function`
+    step_score: StepScore = "min"  # of a process reward model: what its steps add up to
+    token_rewards: bool = False  # of a process reward model: pay at each step's last token what the step adds to the score
     gold: str | None = None  # a callable that is logged as eval/gold_score and never trained on
     critic: str | None = None  # where the critic starts; None: the reward model, or the policy with a zero head
     data: str = "world"  # prompts
@@ -59,7 +62,12 @@ def main(config: PPOConfig) -> dict[str, float]:
     check_fits(policy, tokenizer, longest=longest, field="--max_prompt_length or --max_new_tokens")
     reference = copy.deepcopy(policy) if lora is None else None
     scorer, reward_model = load_scorer(
-        config.reward, tokenizer, micro_batch_size=config.micro_batch_size, device=accelerator.device
+        config.reward,
+        tokenizer,
+        micro_batch_size=config.micro_batch_size,
+        device=accelerator.device,
+        step_score=config.step_score,
+        token_rewards=config.token_rewards,
     )
     critic = make_critic(config, tokenizer, reward_model, lora) if ALGORITHMS[config.algorithm].critic else None
     if critic is not None:

@@ -111,6 +111,7 @@ class Rollout(Record):
     ref_logprobs: Tensor | None = None  # (B, R) float
     values: Tensor | None = None  # (B, R) float
     scores: Tensor | None = None  # (B,) float
+    token_rewards: Tensor | None = None  # (B, R) float, the part of `scores` that is paid at a token of its own
 
     @property
     def lengths(self) -> Tensor:

@@ -22,7 +22,7 @@ from rlhf_kit.errors import InputError
 from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, kl_loss, shape_rewards
 from rlhf_kit.objectives.policy import aggregate_units, token_weights, value_loss
 from rlhf_kit.rollout.experience import Sampler, by_length, collect, response_logprobs, response_values
-from rlhf_kit.rollout.scoring import Row, Scorer
+from rlhf_kit.rollout.scoring import Row, Scorer, judged
 from rlhf_kit.training.algorithms import ALGORITHMS, Algorithm
 from rlhf_kit.training.checkpoint import Checkpoints, load_trained_state, save_model_dir, stopped_at, trained_state
 from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step, step_generator
@@ -172,8 +172,9 @@ def online(
                     generator=generator,
                 )
                 # 2. Judge them; an answer that never stopped pays for it.
-                rollout.scores = judged(scorer, rollout, rows) - config.missing_eos_penalty * (~rollout.ended)
-                gold = judged(monitor, rollout, rows) if monitor is not None else None
+                scores, rollout.token_rewards = judged(scorer, rollout, rows)
+                rollout.scores = scores - config.missing_eos_penalty * (~rollout.ended)
+                gold = judged(monitor, rollout, rows)[0] if monitor is not None else None
             assert rollout.old_logprobs is not None
             assert rollout.ref_logprobs is not None
             rewards, non_score = shape_rewards(
@@ -183,6 +184,7 @@ def online(
                 rollout.response_mask,
                 kl_coef=kl.coef if algorithm.kl == "reward" else 0.0,
                 estimator=config.kl_estimator or "k1",
+                token_rewards=rollout.token_rewards,
             )
 
             # 3. Credit each token.
@@ -348,15 +350,6 @@ def minibatches(answers: int, step: int, config: OnlineConfig, accelerator: Acce
 def with_a_lesson(rollout: Rollout, advantages: Tensor) -> Rollout:
     """The rollout without the tokens of answers whose advantages are all 0: they teach nothing, and must not count."""
     return replace(rollout, response_mask=rollout.response_mask & (advantages != 0).any(1, keepdim=True))
-
-
-def judged(scorer: Scorer, rollout: Rollout, rows: list[Row]) -> Tensor:
-    """(B,) scores; a shape that would broadcast is refused."""
-    scores = scorer(rollout, rows)
-    if scores.shape != rollout.ended.shape:
-        mend = f"expected {tuple(rollout.ended.shape)}: one for each answer"
-        raise InputError("shape of the scores", tuple(scores.shape), mend)
-    return scores
 
 
 def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
