@@ -240,7 +240,7 @@ class GPTForTokenClassification(GPTPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = GPTModel(config)
-        self.score = nn.Linear(config.d_model, config.num_labels)
+        self.score = nn.Linear(config.d_model, config.num_labels or 2)
         self.score.is_score_head = True  # type: ignore[assignment]  # read by `_init_weights`
         self.post_init()
 
@@ -260,7 +260,7 @@ class GPTForTokenClassification(GPTPreTrainedModel):
         logits = self.score(out.last_hidden_state)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.config)
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 
