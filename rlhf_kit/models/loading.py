@@ -272,7 +272,7 @@ def _merged(model: Any, path: str | Path) -> Any:
     with warnings.catch_warnings(action="ignore"):  # that tensors are missing, which the next line refuses
         adapted = PeftModel.from_pretrained(model, str(path), config=adapter)
     _fill_adapter(adapted, path)
-    merged = adapted.merge_and_unload()
+    merged = adapted.merge_and_unload().requires_grad_(True)  # peft froze what it put the adapter on
     if (offset := Path(path) / SCORE_BIAS).is_file():
         merged.config.score_bias = float(json.loads(offset.read_text(encoding="utf-8")))
     merged.name_or_path = merged.config._name_or_path = str(path)
