@@ -34,6 +34,7 @@ from rlhf_kit.evaluation.generation import (
 from rlhf_kit.evaluation.perplexity import evaluate_documents, xz_bits_per_byte
 from rlhf_kit.evaluation.reward import PreferenceScores, accuracy, score_preferences, summarize_preferences
 from rlhf_kit.models.loading import check_fits, load_scalar_model
+from rlhf_kit.objectives.process_reward import StepScore
 from rlhf_kit.rollout.experience import by_length, response_logprobs
 from rlhf_kit.rollout.scoring import load_function, load_scorer, prompt_text, response_texts
 from rlhf_kit.training.precision import Precision
@@ -49,6 +50,7 @@ class EvaluateConfig:
     model: str | None = "runs/tiny/ppo"  # the policy; None: evaluate a reward model alone
     reference: str | None = "runs/tiny/sft"  # the model it is compared with, on the same prompts; None: no comparison
     reward: str | None = None  # a reward model's directory or a callable: the proxy
+    step_score: StepScore = "min"  # of a process reward model: what its steps add up to
     gold: str | None = None  # a callable the policy was not trained on
     judge: str | None = None  # a callable (prompt, a, b) -> 1 | 0 | -1, asked in both orders
     attributes: str | None = None  # a callable (prompt, response) -> {name: number}, averaged before and after
@@ -134,7 +136,9 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
         gold = load_function(config.gold, "--gold")
         scores["gold"] = {side: np.asarray(gold(asked, answers[side])) for side in answers}
     if config.reward is not None:
-        scorer, _ = load_scorer(config.reward, tokenizer, micro_batch_size=config.batch_size, device=policy.device)
+        scorer, _ = load_scorer(
+            config.reward, tokenizer, micro_batch_size=config.batch_size, device=policy.device, step_score=config.step_score
+        )
         scores["proxy"] = {side: score_parts(scorer, parts[side], rows) for side in parts}
     for name, found in scores.items():
         outcomes = outcomes_from_scores(found["after"], found["before"])

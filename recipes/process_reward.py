@@ -26,7 +26,7 @@ class ProcessRewardConfig(LoraFields, FitConfig):
     output_dir: Path = Path("runs/tiny/process_reward")
     model: str = "runs/tiny/sft"  # a stage's output_dir or a hub name
     data: str = "arithmetic"  # rows with `prompt`, `completions` (the steps) and `labels`; `arithmetic`: generated sums
-    eval_data: str | None = None  # held-out rows; None: an eval_fraction of `data`
+    eval_data: str | None = None  # held-out rows; None: an eval_fraction of `data`, or sums that are never trained on
     eval_fraction: float = 0.1
     max_length: int = 256  # tokens of prompt and answer; longer ones are cut, and counted
     solutions: int = 8_000  # of the generated sums
@@ -38,10 +38,10 @@ def main(config: ProcessRewardConfig) -> dict[str, float]:
     accelerator = open_run(config)
     tokenizer = load_tokenizer(config.model, "--model")
     rows = judged_steps(config.data, count=config.solutions, seed=config.seed)
-    if config.eval_data is None:
+    if config.eval_data is None and config.data != "arithmetic":
         rows, held_out = hold_out(rows, config.eval_fraction)
-    else:
-        held_out = judged_steps(config.eval_data, count=1_000, seed=config.seed, split="heldout")
+    else:  # a share of the generated rows would ask what the others ask
+        held_out = judged_steps(config.eval_data or config.data, count=1_000, seed=config.seed, split="heldout")
 
     model = load_process_model(config.model, lora=lora_of(config))
     unwrap(model).config.pad_token_id = tokenizer.pad_token_id

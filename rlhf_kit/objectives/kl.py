@@ -119,12 +119,12 @@ def shape_rewards(
     non_score_reward = -kl_coef * kl_estimate(logprobs, ref_logprobs, estimator)
     # A token is the last one if it is valid and no later one is.
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-    at_the_end, rewards = real(scores.detach()), non_score_reward
+    rewards = non_score_reward + torch.where(last, real(scores.detach()).unsqueeze(1), 0.0)
     if token_rewards is not None:
         check_shapes(mask=mask, token_rewards=token_rewards)
         paid = valid(token_rewards.detach(), mask)
-        at_the_end, rewards = at_the_end - paid.sum(1), rewards + paid
-    return rewards + torch.where(last, at_the_end.unsqueeze(1), 0.0), non_score_reward
+        rewards = rewards + paid - torch.where(last, paid.sum(1, keepdim=True), 0.0)
+    return rewards, non_score_reward
 
 
 @dataclass

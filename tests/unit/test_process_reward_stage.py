@@ -132,11 +132,11 @@ def test_a_head_of_another_kind_or_size_is_refused_by_name(tmp_path: Path) -> No
         load_causal_lm(tmp_path / "steps")
     with pytest.raises(InputError, match="expected a language or a process reward model: this one scores whole texts"):
         load_process_model(tmp_path / "scalar")
-    with pytest.raises(InputError, match="process_reward_model.num_labels is 3, expected 2"):
+    with pytest.raises(InputError, match=r"process_reward_model\.num_labels is 3, expected 2"):
         load_process_model(tmp_path / "three")
-    with pytest.raises(InputError, match="process_reward_model.num_labels is 3, expected 2"):
+    with pytest.raises(InputError, match=r"process_reward_model\.num_labels is 3, expected 2"):
         step_head(model(num_labels=3))
-    with pytest.raises(InputError, match="process_reward_model.architecture is 'GPTForCausalLM'"):
+    with pytest.raises(InputError, match=r"process_reward_model\.architecture is 'GPTForCausalLM'"):
         step_head(GPTForCausalLM(GPTConfig(vocab_size=20, **SHAPE)))
 
 
@@ -148,7 +148,7 @@ def run(tokenizer: Any, folder: Path, **changes: Any) -> dict[str, float]:
         tokenizer.save_pretrained(folder / "lm")
     settings: dict[str, Any] = {
         "output_dir": folder / "out", "model": str(folder / "lm"), "solutions": 60, "max_steps": 4, "batch_size": 8,
-        "micro_batch_size": 3, "learning_rate": 1e-2, "eval_every": 2, "save_every": 2, "log_every": 1,
+        "micro_batch_size": 3, "learning_rate": 1e-2, "eval_every": 2, "save_every": 2, "log_every": 1, "eval_batches": 3,
     }  # fmt: skip
     return process_reward.main(process_reward.ProcessRewardConfig(**settings | changes))
 
@@ -205,3 +205,18 @@ def test_a_killed_run_resumes_bit_for_bit(tokenizer: Any, tmp_path: Path, monkey
     assert run(tokenizer, tmp_path, output_dir=tmp_path / "halves", resume=True) == whole
     one, two = (load_process_model(tmp_path / name).state_dict() for name in ("whole", "halves"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_it_learns_to_check_sums_from_nothing(tokenizer: Any, tmp_path: Path) -> None:
+    """Held-out questions; whoever calls every step correct is right in 66 % of the steps and finds no error."""
+    torch.manual_seed(0)
+    shape: Any = {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 96}
+    GPTForCausalLM(GPTConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    found = run(
+        tokenizer, tmp_path, solutions=8_000, max_steps=500, batch_size=32, micro_batch_size=32, learning_rate=3e-3,
+        schedule="wsd", eval_every=0, save_every=0, log_every=100, eval_batches=None,
+    )  # fmt: skip
+    assert 0.6 < found["eval/positive"] < 0.7
+    assert found["eval/accuracy"] > 0.9
+    assert found["eval/f1"] > 0.8

@@ -1,4 +1,4 @@
-"""A process reward model as a reward: read at the very tokens where steps end, as a score or paid step by step, and PPO with both."""
+"""A process reward model as a reward: read where steps end, as one score or paid step by step, and runs with both."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_what_scores_whole_answers_has_no_token_rewards(tokenizer: Any, tmp_path
     shape = GPTConfig(vocab_size=len(tokenizer), d_model=16, n_layers=1, n_heads=2, num_labels=1)
     whole = save(GPTForSequenceClassification(shape), tokenizer, tmp_path / "reward")
     for spec in (whole, "rlhf_kit.data.world:gold_scores"):
-        with pytest.raises(InputError, match="--token_rewards is True, expected false: .* scores whole answers"):
+        with pytest.raises(InputError, match=r"--token_rewards is True, expected false: .* scores whole answers"):
             load_scorer(spec, tokenizer, micro_batch_size=2, device="cpu", token_rewards=True)
 
 

@@ -23,9 +23,8 @@ ROW = {"prompt": "What is 3 + 4 - 2?", "completions": ["3 + 4 = 7", "7 - 2 = 4"]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    opened = gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w")
-    with opened as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     return path
 
 
@@ -145,7 +144,7 @@ def test_a_tokenizer_without_newlines_is_refused(tokenizer: Any) -> None:
     backend = Tokenizer(models.WordLevel({"a": 0, "<|end|>": 1, "u": 2}, unk_token="a"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     blind = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
-    with pytest.raises(InputError, match="steps of the encoded answer '3 .* is 1, expected 2, a line each"):
+    with pytest.raises(InputError, match=r"steps of the encoded answer '3 .* is 1, expected 2, a line each"):
         stepwise_examples([{**ROW, "prompt": [{"role": "user", "content": "u"}]}], blind, 64)
 
 
@@ -160,11 +159,13 @@ def test_generated_sums_are_right_up_to_the_slip_and_labelled_wrong_from_it_on()
             said, term, result = re.fullmatch(r"(\d) ([+-] \d) = (\d)", step).groups()  # type: ignore[union-attr]
             assert int(said) == held  # it counts on from what it has, right or wrong
             held = int(result)
-            slips += held != int(said) + int(term.replace(" ", ""))
+            excess = held - int(said) - int(term.replace(" ", ""))
+            assert excess in (0, 1, 2, 3)
+            slips += excess > 0
             assert label is (slips == 0)
         assert slips <= 1
     flawed = sum(not row["labels"][-1] for row in rows)
-    assert 100 < flawed < 260
+    assert 80 < flawed < 220  # fewer than half: sums beyond 9 are drawn again
     assert {row["labels"].index(False) for row in rows if not row["labels"][-1]} == {0, 1, 2, 3}
 
 
