@@ -67,7 +67,7 @@ def ours(kind: str, precision: str) -> Found:
 
 def theirs(kind: str, precision: str) -> Found:
     """TRL's trainer on its collator's batch."""
-    from transformers import DataCollatorForTokenClassification
+    from transformers import DataCollatorForTokenClassification, EvalPrediction
     from trl.experimental.prm.prm_trainer import PRMTrainer, compute_accuracy
 
     made = model(kind, precision)
@@ -75,7 +75,7 @@ def theirs(kind: str, precision: str) -> Found:
     trainer = bare(PRMTrainer, made, args=SimpleNamespace(average_tokens_across_devices=False), **settings)
     batch = DataCollatorForTokenClassification(tokenizer())(rows())
     loss, outputs = trainer.compute_loss(made, batch, return_outputs=True)
-    accuracy = compute_accuracy((outputs.logits.detach().numpy(), batch["labels"].numpy()))["accuracy"]
+    accuracy = compute_accuracy(EvalPrediction(outputs.logits.detach().numpy(), batch["labels"].numpy()))["accuracy"]
     return {"loss": loss.detach(), "gradients": gradients(loss, made), "accuracy": accuracy}
 
 

@@ -208,15 +208,15 @@ def test_a_killed_run_resumes_bit_for_bit(tokenizer: Any, tmp_path: Path, monkey
 
 
 def test_it_learns_to_check_sums_from_nothing(tokenizer: Any, tmp_path: Path) -> None:
-    """Held-out questions; whoever calls every step correct is right in 66 % of the steps and finds no error."""
+    """Held-out questions; whoever calls every step correct is right in 73 % of the steps and finds no error."""
     torch.manual_seed(0)
     shape: Any = {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 96}
     GPTForCausalLM(GPTConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
     found = run(
-        tokenizer, tmp_path, solutions=8_000, max_steps=500, batch_size=32, micro_batch_size=32, learning_rate=3e-3,
-        schedule="wsd", eval_every=0, save_every=0, log_every=100, eval_batches=None,
+        tokenizer, tmp_path, solutions=8_000, max_steps=400, batch_size=32, micro_batch_size=32, learning_rate=3e-3,
+        eval_every=0, save_every=0, log_every=100, eval_batches=None,
     )  # fmt: skip
-    assert 0.6 < found["eval/positive"] < 0.7
+    assert 0.71 < found["eval/positive"] < 0.75
     assert found["eval/accuracy"] > 0.9
     assert found["eval/f1"] > 0.8
