@@ -12,9 +12,10 @@ import torch
 from accelerate import Accelerator
 
 from rlhf_kit.config import check_least, read_yaml
-from rlhf_kit.data import records, world
+from rlhf_kit.data import arithmetic, records, world
 from rlhf_kit.data.feedback import load_feedback, unpair
 from rlhf_kit.data.shards import read_texts
+from rlhf_kit.data.stepwise import load_stepwise
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.loading import Lora, check_fits, load_causal_lm
@@ -135,6 +136,11 @@ def preferences(data: str, *, count: int, seed: int, split: Split = "train") -> 
 def feedback(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:
     """`{"prompt": [...], "completion": [...], "label": bool}` records; `count` pairs of the world are twice as many."""
     return unpair(world.preferences(count, seed, split=split)) if data == "world" else load_feedback(data)
+
+
+def judged_steps(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:
+    """`{"prompt": [...], "completions": [str, ...], "labels": [bool, ...]}` records; `arithmetic` is generated."""
+    return arithmetic.solutions(count, seed, split) if data == "arithmetic" else load_stepwise(data)
 
 
 def prompts(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:

@@ -35,9 +35,11 @@ from rlhf_kit.evaluation.generation import (
 from rlhf_kit.evaluation.perplexity import evaluate_documents, xz_bits_per_byte
 from rlhf_kit.evaluation.reward import PreferenceScores, accuracy, score_preferences, summarize_preferences
 from rlhf_kit.models.loading import check_fits, load_scalar_model
+from rlhf_kit.objectives.process_reward import StepScore
 from rlhf_kit.rollout.best_of_n import best_of_n, best_of_n_kl
 from rlhf_kit.rollout.experience import by_length, response_logprobs
-from rlhf_kit.rollout.scoring import Scorer, load_function, load_scorer, prompt_text, response_texts
+from rlhf_kit.rollout.judges import load_scorer
+from rlhf_kit.rollout.scoring import Scorer, load_function, prompt_text, response_texts
 from rlhf_kit.training.precision import Precision
 
 WORLD_PAIRS = 4_000  # of the embedded world, for the reward model's accuracy
@@ -52,6 +54,7 @@ class EvaluateConfig(EnsembleFields):
     reference: str | None = "runs/tiny/sft"  # the model it is compared with, on the same prompts; None: no comparison
     reward: str | None = None  # a reward model's directory, a callable, or several of them (a,b,c): the proxy
     best_of: int = 1  # answers that the policy gives to each prompt, of which the proxy chooses one
+    step_score: StepScore = "min"  # of a process reward model: what its steps add up to
     gold: str | None = None  # a callable the policy was not trained on
     judge: str | None = None  # a callable (prompt, a, b) -> 1 | 0 | -1, asked in both orders
     attributes: str | None = None  # a callable (prompt, response) -> {name: number}, averaged before and after
@@ -182,6 +185,7 @@ def proxy_of(config: EvaluateConfig, tokenizer: Any, device: torch.device) -> Sc
     if config.reward is None:
         return None
     options: dict[str, Any] = {"ensemble": config.ensemble, "variance_coef": config.ensemble_variance_coef}
+    options["step_score"] = config.step_score
     return load_scorer(config.reward, tokenizer, micro_batch_size=config.batch_size, device=device, **options)[0]
 
 

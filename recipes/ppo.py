@@ -18,7 +18,9 @@ from rlhf_kit.data.batching import PromptBatches
 from rlhf_kit.data.examples import prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
-from rlhf_kit.rollout.scoring import function_scorer, load_function, load_scorer, reward_members
+from rlhf_kit.objectives.process_reward import StepScore
+from rlhf_kit.rollout.judges import load_scorer, reward_members
+from rlhf_kit.rollout.scoring import function_scorer, load_function
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.online import online
 from rlhf_kit.training.online_config import OnlineConfig
@@ -33,6 +35,8 @@ class PPOConfig(EnsembleFields, LoraFields, OnlineConfig):
     reward: str = (
         "runs/tiny/reward"  # a reward model's directory, a callable `module:function`, `file.py:function`, or several: a,b,c
     )
+    step_score: StepScore = "min"  # of a process reward model: what its steps add up to
+    token_rewards: bool = False  # of a process reward model: pay at each step's last token what the step adds to the score
     gold: str | None = None  # a callable that is logged as eval/gold_score and never trained on
     critic: str | None = None  # where the critic starts; None: the first reward model, or the policy with a zero head
     data: str = "world"  # prompts
@@ -68,6 +72,8 @@ def main(config: PPOConfig) -> dict[str, float]:
         device=accelerator.device,
         ensemble=config.ensemble,
         variance_coef=config.ensemble_variance_coef,
+        step_score=config.step_score,
+        token_rewards=config.token_rewards,
     )
     critic = make_critic(config, tokenizer, reward_model, lora) if ALGORITHMS[config.algorithm].critic else None
     if critic is not None:

@@ -24,6 +24,7 @@ from rlhf_kit.objectives.policy import (
     value_loss,
 )
 from rlhf_kit.objectives.preference import LOSSES, Answers, PreferenceLoss, dpo, hinge, ipo, kto, orpo, robust_dpo, simpo
+from rlhf_kit.objectives.process_reward import StepScore, first_error, score_so_far, step_cross_entropy, token_rewards
 from rlhf_kit.objectives.reward_model import pairwise_loss
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Answers",
     "FixedKL",
     "PreferenceLoss",
+    "StepScore",
     "aggregate_units",
     "binary_cross_entropy",
     "clipped_surrogate",
@@ -40,6 +42,7 @@ __all__ = [
     "dpo",
     "exact_kl",
     "explained_variance",
+    "first_error",
     "gae",
     "group_normalise",
     "hinge",
@@ -59,10 +62,13 @@ __all__ = [
     "pairwise_loss",
     "reinforce_plus_plus",
     "robust_dpo",
+    "score_so_far",
     "score_spread",
     "shape_rewards",
     "shift_labels",
     "simpo",
+    "step_cross_entropy",
+    "token_rewards",
     "token_weights",
     "truncated_importance_weights",
     "value_loss",

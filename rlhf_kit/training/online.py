@@ -22,7 +22,8 @@ from rlhf_kit.errors import InputError
 from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, kl_loss, shape_rewards
 from rlhf_kit.objectives.policy import aggregate_units, token_weights, value_loss
 from rlhf_kit.rollout.experience import Sampler, by_length, collect, response_logprobs, response_values
-from rlhf_kit.rollout.scoring import Ensemble, Row, Scorer
+from rlhf_kit.rollout.judges import judged
+from rlhf_kit.rollout.scoring import Row, Scorer
 from rlhf_kit.training.algorithms import ALGORITHMS, Algorithm
 from rlhf_kit.training.checkpoint import Checkpoints, load_trained_state, save_model_dir, stopped_at, trained_state
 from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step, step_generator
@@ -172,9 +173,10 @@ def online(
                     generator=generator,
                 )
                 # 2. Judge them; an answer that never stopped pays for it.
-                scores, rollout.score_spread = judged(scorer, rollout, rows)
-                rollout.scores = scores - config.missing_eos_penalty * (~rollout.ended)
-                gold = judged(monitor, rollout, rows)[0] if monitor is not None else None
+                verdict = judged(scorer, rollout, rows)
+                rollout.score_spread, rollout.token_rewards = verdict.spread, verdict.token_rewards
+                rollout.scores = verdict.scores - config.missing_eos_penalty * (~rollout.ended)
+                gold = judged(monitor, rollout, rows).scores if monitor is not None else None
             assert rollout.old_logprobs is not None
             assert rollout.ref_logprobs is not None
             rewards, non_score = shape_rewards(
@@ -184,6 +186,7 @@ def online(
                 rollout.response_mask,
                 kl_coef=kl.coef if algorithm.kl == "reward" else 0.0,
                 estimator=config.kl_estimator or "k1",
+                token_rewards=rollout.token_rewards,
             )
 
             # 3. Credit each token.
@@ -349,15 +352,6 @@ def minibatches(answers: int, step: int, config: OnlineConfig, accelerator: Acce
 def with_a_lesson(rollout: Rollout, advantages: Tensor) -> Rollout:
     """The rollout without the tokens of answers whose advantages are all 0: they teach nothing, and must not count."""
     return replace(rollout, response_mask=rollout.response_mask & (advantages != 0).any(1, keepdim=True))
-
-
-def judged(scorer: Scorer, rollout: Rollout, rows: list[Row]) -> tuple[Tensor, Tensor | None]:
-    """(B,) scores, and an ensemble's spread, (B,) or None; a shape that would broadcast is refused."""
-    scores, spread = scorer.with_spread(rollout, rows) if isinstance(scorer, Ensemble) else (scorer(rollout, rows), None)
-    if scores.shape != rollout.ended.shape:
-        mend = f"expected {tuple(rollout.ended.shape)}: one for each answer"
-        raise InputError("shape of the scores", tuple(scores.shape), mend)
-    return scores, spread
 
 
 def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:

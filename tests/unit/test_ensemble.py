@@ -12,7 +12,7 @@ from rlhf_kit.data.tokenizer import train_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.models.loading import load_causal_lm, load_scalar_model
-from rlhf_kit.rollout.scoring import Ensemble, load_scorer, reward_members
+from rlhf_kit.rollout.judges import Ensemble, load_scorer, reward_members
 from tests.unit.test_scoring import CHATS, TEXTS, as_rollout
 
 ROWS = [{"prompt": chat[:1]} for chat in CHATS]
@@ -136,7 +136,7 @@ def test_ppo_learns_from_three_reward_models_logs_their_spread_at_every_step_and
     members = [load_scorer(str(house / name), tokenizer, micro_batch_size=8, device="cpu")[0] for name in "abc"]
     assert len(seen) == 4
     for rollout, stats in seen:
-        said = torch.stack([member(rollout, []) for member in members])
+        said = torch.stack([member(rollout, [{}] * len(rollout.ended)) for member in members])
         expected = said.amin(0) - 1.0 * (~rollout.ended)  # the penalty of an answer that never stopped comes after
         # Members read in other micro-batches, so that sums of fp32 run in another order.
         torch.testing.assert_close(rollout.scores, expected, rtol=1e-5, atol=1e-5)
