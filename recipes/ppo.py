@@ -17,6 +17,7 @@ from rlhf_kit.data.batching import PromptBatches
 from rlhf_kit.data.examples import prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
+from rlhf_kit.models.shared_critic import shared_critic
 from rlhf_kit.rollout.scoring import function_scorer, load_function, load_scorer
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.online import online
@@ -31,7 +32,7 @@ class PPOConfig(LoraFields, OnlineConfig):
     model: str = "runs/tiny/sft"  # where the policy starts, and the reference it stays near
     reward: str = "runs/tiny/reward"  # a reward model's directory, or a callable `module:function`, `file.py:function`
     gold: str | None = None  # a callable that is logged as eval/gold_score and never trained on
-    critic: str | None = None  # where the critic starts; None: the reward model, or the policy with a zero head
+    critic: str | None = None  # where it starts (None: the reward model, or the policy with a zero head), or `shared`
     data: str = "world"  # prompts
     max_prompt_length: int = 192  # tokens; longer prompts are left out, and counted
     world_prompts: int = 4_000  # of the embedded world
@@ -61,8 +62,11 @@ def main(config: PPOConfig) -> dict[str, float]:
     scorer, reward_model = load_scorer(
         config.reward, tokenizer, micro_batch_size=config.micro_batch_size, device=accelerator.device
     )
-    critic = make_critic(config, tokenizer, reward_model, lora) if ALGORITHMS[config.algorithm].critic else None
-    if critic is not None:
+    critic: Any = None
+    if ALGORITHMS[config.algorithm].critic and config.critic == "shared":  # a head on the policy's own trunk
+        critic = shared_critic(policy)
+    elif ALGORITHMS[config.algorithm].critic:
+        critic = make_critic(config, tokenizer, reward_model, lora)
         check_fits(critic, tokenizer, longest=longest, field="--max_prompt_length or --max_new_tokens")
     return online(
         policy,

@@ -24,7 +24,8 @@ from rlhf_kit.training import online as module
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.distributed import make_accelerator
 from rlhf_kit.training.fit import FitConfig, fit
-from rlhf_kit.training.online import Learner, online, rollout_stats, tensor_reducer, update
+from rlhf_kit.training.learner import Learner
+from rlhf_kit.training.online import online, rollout_stats, tensor_reducer, update
 from rlhf_kit.training.online_config import OnlineConfig
 from rlhf_kit.training.optim import make_optimizer
 from rlhf_kit.training.preference import FeedbackOptimisation, PreferenceOptimisation
