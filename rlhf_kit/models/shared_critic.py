@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from rlhf_kit.models.access import output_head, scalar_head
+from rlhf_kit.errors import InputError
+from rlhf_kit.models.access import output_head, scalar_head, unwrap
 from rlhf_kit.models.loading import load_scalar_model
 
 
@@ -20,9 +22,13 @@ def shared_critic(policy: nn.Module) -> nn.Linear:
     """A head (D -> 1, with bias) for the hidden states of `policy`, all zero: before it has learned, every value is 0.
 
     Raises:
-        InputError: a policy whose hidden states are not what its output head reads (see `output_head`).
+        InputError: a policy whose hidden states are not what its output head reads (see `output_head`), or whose critic could
+            not be saved, because its architecture has no class with a scalar head.
     """
     weight, _ = output_head(policy)
+    if type(unwrap(policy).config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        mend = "expected an architecture with a sequence-classification class: a shared critic is saved as one"
+        raise InputError("model.architecture", type(unwrap(policy)).__name__, mend)
     head = nn.Linear(weight.shape[1], 1, device=weight.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -35,11 +41,11 @@ def standalone_critic(head: nn.Module, path: str | Path) -> Any:
     The head's bias becomes the config's `score_bias`, because scalar heads of `transformers` have none.
 
     Raises:
-        InputError: nothing loadable at `path`, or a language model without a class that has a scalar head.
+        InputError: nothing loadable at `path`.
     """
     assert isinstance(head, nn.Linear)
     critic = load_scalar_model(path, zero_head=True)
     with torch.no_grad():
         scalar_head(critic).weight.copy_(head.weight)
-    critic.config.score_bias = float(head.bias)
+    critic.config.score_bias = head.bias.item()
     return critic
