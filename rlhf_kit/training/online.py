@@ -1,8 +1,8 @@
 """LOOP TWO: learn from one's own samples. PPO, RLOO, GRPO and the others are this loop with another advantage or surrogate.
 
 Deviations from TRL 1.12's PPO, each with its test: the score lands on the EOS, which is trained; minibatches are always
-optimizer steps; gradients are clipped (policy and critic each by its own norm); losses and metrics average valid
-tokens over all ranks; the critic is saved and a killed run resumes exactly.
+optimizer steps; gradients are clipped (policy and critic each by its own norm, a shared trunk by one); losses and
+metrics average valid tokens over all ranks; the critic is saved and a killed run resumes exactly.
 """
 
 from __future__ import annotations
