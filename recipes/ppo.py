@@ -18,6 +18,7 @@ from rlhf_kit.data.batching import PromptBatches
 from rlhf_kit.data.examples import prompt_examples
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.models.loading import check_fits, load_causal_lm, load_scalar_model
+from rlhf_kit.models.shared_critic import shared_critic
 from rlhf_kit.objectives.process_reward import StepScore
 from rlhf_kit.rollout.judges import load_scorer, reward_members
 from rlhf_kit.rollout.scoring import function_scorer, load_function
@@ -38,7 +39,7 @@ class PPOConfig(EnsembleFields, LoraFields, OnlineConfig):
     step_score: StepScore = "min"  # of a process reward model: what its steps add up to
     token_rewards: bool = False  # of a process reward model: pay at each step's last token what the step adds to the score
     gold: str | None = None  # a callable that is logged as eval/gold_score and never trained on
-    critic: str | None = None  # where the critic starts; None: the first reward model, or the policy with a zero head
+    critic: str | None = None  # where it starts (None: the first reward model, or the policy with a zero head), or `shared`
     data: str = "world"  # prompts
     max_prompt_length: int = 192  # tokens; longer prompts are left out, and counted
     world_prompts: int = 4_000  # of the embedded world
@@ -75,8 +76,11 @@ def main(config: PPOConfig) -> dict[str, float]:
         step_score=config.step_score,
         token_rewards=config.token_rewards,
     )
-    critic = make_critic(config, tokenizer, reward_model, lora) if ALGORITHMS[config.algorithm].critic else None
-    if critic is not None:
+    critic: Any = None
+    if ALGORITHMS[config.algorithm].critic and config.critic == "shared":  # a head on the policy's own trunk
+        critic = shared_critic(policy)
+    elif ALGORITHMS[config.algorithm].critic:
+        critic = make_critic(config, tokenizer, reward_model, lora)
         check_fits(critic, tokenizer, longest=longest, field="--max_prompt_length or --max_new_tokens")
     return online(
         policy,
