@@ -12,12 +12,14 @@ import torch
 from accelerate import Accelerator
 
 from rlhf_kit.config import check_least, read_yaml
-from rlhf_kit.data import records, world
+from rlhf_kit.data import arithmetic, records, world
 from rlhf_kit.data.feedback import load_feedback, unpair
 from rlhf_kit.data.shards import read_texts
+from rlhf_kit.data.stepwise import load_stepwise
 from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.loading import Lora, check_fits, load_causal_lm
+from rlhf_kit.objectives.ensemble import VARIANCE_COEF, Combination
 from rlhf_kit.training.checkpoint import Checkpoints
 from rlhf_kit.training.distributed import make_accelerator, seed_everything_for_step
 from rlhf_kit.training.precision import agree_on_precision
@@ -38,6 +40,14 @@ def lora_of(config: LoraFields) -> Lora | None:
     """The adapter the config asks for, or None."""
     check_least(config, lora_rank=0, lora_alpha=1)
     return Lora(config.lora_rank, config.lora_alpha, config.lora_target_modules or None) if config.lora_rank > 0 else None
+
+
+@dataclass
+class EnsembleFields:
+    """How several `--reward`s, with commas between, become one score."""
+
+    ensemble: Combination = "mean"  # or `min`, or `variance`: the mean less ensemble_variance_coef times the members' variance
+    ensemble_variance_coef: float = VARIANCE_COEF
 
 
 # What may change when a run is resumed: how long it is, how it is cut into forwards, and what is reported and kept.
@@ -126,6 +136,11 @@ def preferences(data: str, *, count: int, seed: int, split: Split = "train") -> 
 def feedback(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:
     """`{"prompt": [...], "completion": [...], "label": bool}` records; `count` pairs of the world are twice as many."""
     return unpair(world.preferences(count, seed, split=split)) if data == "world" else load_feedback(data)
+
+
+def judged_steps(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:
+    """`{"prompt": [...], "completions": [str, ...], "labels": [bool, ...]}` records; `arithmetic` is generated."""
+    return arithmetic.solutions(count, seed, split) if data == "arithmetic" else load_stepwise(data)
 
 
 def prompts(data: str, *, count: int, seed: int, split: Split = "train") -> list[dict[str, Any]]:

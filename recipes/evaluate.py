@@ -1,6 +1,7 @@
 """Measure a model: against the one it came from, against a reward, on texts, on pairs. Writes evaluation.json and samples.jsonl.
 
 python recipes/evaluate.py --model runs/tiny/ppo --reference runs/tiny/sft --reward runs/tiny/reward
+python recipes/evaluate.py --model runs/sft --best_of 16 --reward runs/reward --reference runs/ppo --gold my_rewards.py:judge
 python recipes/evaluate.py --model runs/small/pretrain --texts books_val.jsonl.xz --reference none
 python recipes/evaluate.py --reward runs/reward --preferences held_out.jsonl --reference none
 """
@@ -15,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from recipes.common import best_device, documents, load_policy, preferences, prompts, spread, writable
-from recipes.sample_pairs import sample_rollouts
+from recipes.common import EnsembleFields, best_device, documents, load_policy, preferences, prompts, spread, writable
+from recipes.sample_pairs import sample_rollouts, sampling
 from rlhf_kit.batches import Rollout
 from rlhf_kit.config import check_least, run_recipe, save_config
 from rlhf_kit.data.batching import PreferenceBatches
@@ -34,21 +35,26 @@ from rlhf_kit.evaluation.generation import (
 from rlhf_kit.evaluation.perplexity import evaluate_documents, xz_bits_per_byte
 from rlhf_kit.evaluation.reward import PreferenceScores, accuracy, score_preferences, summarize_preferences
 from rlhf_kit.models.loading import check_fits, load_scalar_model
+from rlhf_kit.objectives.process_reward import StepScore
+from rlhf_kit.rollout.best_of_n import best_of_n, best_of_n_kl
 from rlhf_kit.rollout.experience import by_length, response_logprobs
-from rlhf_kit.rollout.scoring import load_function, load_scorer, prompt_text, response_texts
+from rlhf_kit.rollout.judges import load_scorer
+from rlhf_kit.rollout.scoring import Scorer, load_function, prompt_text, response_texts
 from rlhf_kit.training.precision import Precision
 
 WORLD_PAIRS = 4_000  # of the embedded world, for the reward model's accuracy
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(EnsembleFields):
     """What to measure; each part runs where its fields are given."""
 
     output_dir: Path = Path("runs/tiny/evaluation")
     model: str | None = "runs/tiny/ppo"  # the policy; None: evaluate a reward model alone
     reference: str | None = "runs/tiny/sft"  # the model it is compared with, on the same prompts; None: no comparison
-    reward: str | None = None  # a reward model's directory or a callable: the proxy
+    reward: str | None = None  # a reward model's directory, a callable, or several of them (a,b,c): the proxy
+    best_of: int = 1  # answers that the policy gives to each prompt, of which the proxy chooses one
+    step_score: StepScore = "min"  # of a process reward model: what its steps add up to
     gold: str | None = None  # a callable the policy was not trained on
     judge: str | None = None  # a callable (prompt, a, b) -> 1 | 0 | -1, asked in both orders
     attributes: str | None = None  # a callable (prompt, response) -> {name: number}, averaged before and after
@@ -75,7 +81,14 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     check_least(
         config, prompts=1, max_prompt_length=1, max_new_tokens=1, batch_size=1, sequence_length=2, stride=1, max_documents=1
     )
-    check_least(config, samples=0, temperature=0, seed=0)
+    check_least(config, samples=0, temperature=0, seed=0, best_of=1, ensemble_variance_coef=0)
+    if config.best_of > 1 and config.reward is None:
+        raise InputError("--reward", None, "expected a reward model or a callable: --best_of chooses by it")
+    if config.best_of > 1 and None in (config.model, config.reference):
+        mend = "expected both: --best_of compares the best answers of one with the answers of the other"
+        raise InputError("--model, --reference", (config.model, config.reference), mend)
+    if config.best_of > 1 and config.temperature == 0:
+        raise InputError("--temperature", 0, "expected more than 0: greedy answers are all alike, and --best_of has no choice")
     writable(config.output_dir)
     result: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
@@ -115,15 +128,18 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
     print(f"prompts: {counts}")
     queries, rows = [e.ids for e in examples], [e.row for e in examples]
     asked = [prompt_text(row) for row in rows]
+    proxy = proxy_of(config, tokenizer, policy.device)
     parts = {
-        "after": sample_rollouts(policy, tokenizer, queries, config),
+        "after": best_answers(policy, tokenizer, queries, rows, proxy, config),
         "before": sample_rollouts(reference, tokenizer, queries, config),
     }
     answers = {side: [text for part in parts[side] for text in response_texts(part, tokenizer)] for side in parts}
     lengths = {side: torch.cat([part.lengths for part in parts[side]]).cpu().numpy() for side in parts}
 
     result: dict[str, Any] = {}
-    if config.temperature > 0:  # greedy answers are no sample of either
+    if config.best_of > 1:  # what the proxy chose is no sample of the policy either
+        result["best_of_kl_bound"] = best_of_n_kl(config.best_of)
+    elif config.temperature > 0:  # greedy answers are no sample of either
         result["kl"] = answer_kl(policy, reference, parts["after"], config)
     ids = [row[mask].tolist() for part in parts["after"] for row, mask in zip(part.response_ids, part.response_mask)]
     result |= describe_answers(ids, torch.cat([part.ended for part in parts["after"]]).cpu().numpy())
@@ -133,9 +149,8 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
     if config.gold is not None:
         gold = load_function(config.gold, "--gold")
         scores["gold"] = {side: np.asarray(gold(asked, answers[side])) for side in answers}
-    if config.reward is not None:
-        scorer, _ = load_scorer(config.reward, tokenizer, micro_batch_size=config.batch_size, device=policy.device)
-        scores["proxy"] = {side: score_parts(scorer, parts[side], rows) for side in parts}
+    if proxy is not None:
+        scores["proxy"] = {side: score_parts(proxy, parts[side], rows) for side in parts}
     for name, found in scores.items():
         outcomes = outcomes_from_scores(found["after"], found["before"])
         result[f"{name}_win_rate"] = win_rate(outcomes)
@@ -163,6 +178,24 @@ def compare(policy: Any, config: EvaluateConfig) -> tuple[dict[str, Any], list[d
         sample |= {f"{name}_{side}": float(scores[name][side][i]) for name in scores for side in ("before", "after")}
         samples.append(sample)
     return result, samples
+
+
+def proxy_of(config: EvaluateConfig, tokenizer: Any, device: torch.device) -> Scorer | None:
+    """The scorer that `--reward` names, or None."""
+    if config.reward is None:
+        return None
+    options: dict[str, Any] = {"ensemble": config.ensemble, "variance_coef": config.ensemble_variance_coef}
+    options["step_score"] = config.step_score
+    return load_scorer(config.reward, tokenizer, micro_batch_size=config.batch_size, device=device, **options)[0]
+
+
+def best_answers(
+    policy: Any, tokenizer: Any, queries: list[Any], rows: list[Any], proxy: Scorer | None, config: EvaluateConfig
+) -> list[Rollout]:
+    """The policy's answers, chosen by the proxy where `--best_of` asks for more than one to a prompt."""
+    if proxy is None or config.best_of == 1:
+        return sample_rollouts(policy, tokenizer, queries, config)
+    return best_of_n(policy, queries, rows, proxy, n=config.best_of, **sampling(policy, tokenizer, config))
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ from rlhf_kit.batches import Rollout
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data import world
 from rlhf_kit.data.examples import prompt_examples
-from rlhf_kit.rollout.generate import generate
-from rlhf_kit.rollout.scoring import pad, prompt_text, response_texts
+from rlhf_kit.rollout.best_of_n import sample_in_batches
+from rlhf_kit.rollout.experience import Sampler
+from rlhf_kit.rollout.scoring import prompt_text, response_texts
 from rlhf_kit.training.precision import Precision, resolve_precision
 
 
@@ -74,34 +75,17 @@ def sample_answers(model: Any, tokenizer: Any, queries: list[Any], config: Any) 
 
 def sample_rollouts(model: Any, tokenizer: Any, queries: list[Any], config: Any) -> list[Rollout]:
     """Answers in batches of `config.batch_size`; `config` has max_new_tokens, temperature, precision and seed."""
-    generator = torch.Generator().manual_seed(config.seed)
-    precision = resolve_precision(config.precision, model.device)
-    parts = []
-    for start in range(0, len(queries), config.batch_size):
-        ids, mask = pad(queries[start : start + config.batch_size], side="left")
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            answer = generate(
-                model,
-                ids.to(model.device),
-                mask.to(model.device),
-                max_new_tokens=config.max_new_tokens,
-                eos_ids=stop_tokens(model, tokenizer),
-                pad_id=tokenizer.pad_token_id,
-                temperature=config.temperature,
-                generator=generator,
-            )
-        parts.append(
-            Rollout(
-                query_ids=ids.to(model.device),
-                query_mask=mask.to(model.device),
-                response_ids=answer.response_ids,
-                response_mask=answer.response_mask,
-                ended=answer.ended,
-                group_ids=torch.arange(start, start + len(ids), device=model.device),
-                sampler_logprobs=answer.logprobs,
-            )
-        )
-    return parts
+    return sample_in_batches(model, queries, **sampling(model, tokenizer, config))
+
+
+def sampling(model: Any, tokenizer: Any, config: Any) -> dict[str, Any]:
+    """How `config` wants answers sampled, as `rlhf_kit.rollout.best_of_n` asks for it."""
+    return {
+        "sampler": Sampler(config.max_new_tokens, stop_tokens(model, tokenizer), tokenizer.pad_token_id, config.temperature),
+        "batch_size": config.batch_size,
+        "generator": torch.Generator().manual_seed(config.seed),
+        "bf16": resolve_precision(config.precision, model.device) == "bf16",
+    }
 
 
 if __name__ == "__main__":

@@ -111,6 +111,8 @@ class Rollout(Record):
     ref_logprobs: Tensor | None = None  # (B, R) float
     values: Tensor | None = None  # (B, R) float
     scores: Tensor | None = None  # (B,) float
+    score_spread: Tensor | None = None  # (B,) float, how far several judges were apart
+    token_rewards: Tensor | None = None  # (B, R) float, the part of `scores` that is paid at a token of its own
 
     @property
     def lengths(self) -> Tensor:

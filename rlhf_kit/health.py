@@ -349,12 +349,14 @@ def _answers_end(curve: Curve) -> list[Note]:
 
 
 def _critic_explains(curve: Curve) -> list[Note]:
+    """A constant explains 0, and a tenth is more than the noise of a fifth of a run. How much more could be explained is the
+    task's: where an answer's end decides its score, no critic knows it early (`python -m benchmarks.critic_ceiling`)."""
     _, explained = curve("val/explained_variance")
     if len(explained) < TREND:
         return []
-    ok = _late(explained) >= 0.5
+    ok = _late(explained) >= 0.1
     title = "The critic explains the returns" if ok else "The critic explains little"
-    return [Note(ok, title, f"Explained variance {number(_late(explained))} lately; above 0.5 is healthy.")]
+    return [Note(ok, title, f"Explained variance {number(_late(explained))} lately; a constant would explain 0.")]
 
 
 def _groups_teach(curve: Curve) -> list[Note]:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.parity import grouped, pieces, ppo, preference, reward, sft
+from benchmarks.parity import grouped, pieces, ppo, preference, process_reward, reward, sft
 from benchmarks.parity.rows import Case
 from rlhf_kit.errors import InputError
 
-CASES: list[Case] = [*sft.CASES, *reward.CASES, *preference.CASES, *grouped.CASES, *ppo.CASES, *pieces.CASES]
+CASES: list[Case] = [
+    *sft.CASES,
+    *reward.CASES,
+    *process_reward.CASES,
+    *preference.CASES,
+    *grouped.CASES,
+    *ppo.CASES,
+    *pieces.CASES,
+]
 
 
 def family(case: Case) -> str:

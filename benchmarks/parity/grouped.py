@@ -29,7 +29,8 @@ from rlhf_kit.objectives.policy import aggregate_units
 from rlhf_kit.rollout.experience import response_logprobs
 from rlhf_kit.rollout.scoring import pad
 from rlhf_kit.training.algorithms import ALGORITHMS
-from rlhf_kit.training.online import Learner, with_a_lesson
+from rlhf_kit.training.learner import Learner
+from rlhf_kit.training.online import with_a_lesson
 from rlhf_kit.training.online_config import OnlineConfig
 
 TEMPERATURE, LONGEST, GROUP = 0.7, 7, 4

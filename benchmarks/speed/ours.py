@@ -16,6 +16,7 @@ from benchmarks.speed.work import PAD, Size
 from rlhf_kit.batches import LMBatch
 from rlhf_kit.data.batching import Batches, ExampleBatches, PreferenceBatches, PromptBatches
 from rlhf_kit.data.examples import PreferenceExample, PromptExample
+from rlhf_kit.models.shared_critic import shared_critic
 from rlhf_kit.rollout.generate import generate
 from rlhf_kit.rollout.scoring import model_scorer
 from rlhf_kit.training.distributed import make_accelerator
@@ -146,12 +147,13 @@ def generation(size: Size, precision: str, stop_after: int | None = None) -> Set
     return setup
 
 
-def ppo(size: Size, precision: str, stop_after: int | None = None) -> Setup:
-    """One iteration of `online`, with a reference, a critic and a reward model of the policy's size."""
+def ppo(size: Size, precision: str, stop_after: int | None = None, *, shared: bool = False) -> Setup:
+    """One iteration of `online`, with a reference and a reward model of the policy's size; so is the critic, or on its trunk."""
 
     def setup() -> Run:
         policy, tokenizer = work.our_model(size), work.tokenizer(size)
-        reference, critic, judge = copy.deepcopy(policy), work.our_model(size, scalar=True), work.our_model(size, scalar=True)
+        reference, judge = copy.deepcopy(policy), work.our_model(size, scalar=True)
+        critic = shared_critic(policy) if shared else work.our_model(size, scalar=True)
         prompts = [PromptExample(row.numpy(), {"prompt": ""}) for row in work.prompts(size)]
 
         def run(clock: Clock) -> None:

@@ -91,6 +91,11 @@ def ppo(size: Size, stop_after: int | None = None) -> dict[str, Setup]:
     }
 
 
+def critics(size: Size) -> dict[str, Setup]:
+    """Ours with the critic as a head on the policy, and with one of its own."""
+    return {SHARED: ours.ppo(size, "fp32", shared=True), APART: ours.ppo(size, "fp32")}
+
+
 def reward(size: Size) -> dict[str, Setup]:
     """Ours and TRL's RewardTrainer."""
     plain = {"bf16": False, "gradient_checkpointing": False}
@@ -127,6 +132,7 @@ GPT2 = "transformers GPT-2, SDPA, "
 PLAIN = "plain GPT-2, torch.compile, "
 SFT = "TRL SFTTrainer, "
 GENERATE = "transformers generate, "
+SHARED, APART = "ours fp32, shared critic", "ours fp32, critic apart"
 PRETRAINING_PAIRS = (
     Pair("ours fp32", f"{GPT2}fp32"),
     Pair("ours bf16", f"{GPT2}fp32"),
@@ -192,6 +198,7 @@ GROUPS: dict[str, Group] = {
         partial(ppo, stop_after=MEAN_ANSWER),
         (Pair("ours fp32", "TRL PPOTrainer, fp32"), Pair("ours bf16", "TRL PPOTrainer, fp32", 5.0)),
     ),
+    "shared-critic": Group(SMALL, _answers, critics, (Pair(SHARED, APART),)),
 }
 
 
@@ -256,6 +263,7 @@ MEMORY = (
     ("sft", Pair("ours bf16", f"{SFT}defaults", 1 / 0.35)),
     ("sft", Pair("ours bf16", f"{SFT}fp32, no checkpointing", 1 / 0.35)),
     ("ppo", Pair("ours bf16", "TRL PPOTrainer, fp32", 1 / 0.35)),
+    ("shared-critic", Pair(SHARED, APART)),
     ("pretraining-50k", Pair("ours bf16", f"{GPT2}fp32", 2.0)),
     ("pretraining-50k", Pair("ours fp32", f"{GPT2}fp32", 2.0)),
 )

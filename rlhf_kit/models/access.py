@@ -123,6 +123,33 @@ def scalar_head(model: nn.Module) -> Any:
     return head
 
 
+def step_head(model: nn.Module) -> Any:
+    """The Linear of a process reward model, whose outputs are the logits of (wrong, correct).
+
+    Raises:
+        InputError: no such head, or another number of outputs.
+    """
+    base = unwrap(model)
+    head = getattr(base, "score", None) or getattr(base, "classifier", None)  # GPT-2 and a few others say `classifier`
+    if head is None or "TokenClassification" not in type(base).__name__:
+        mend = "expected a token-classification model with `score` or `classifier`"
+        raise InputError("process_reward_model.architecture", type(base).__name__, mend)
+    if base.config.num_labels != 2:
+        raise InputError("process_reward_model.num_labels", base.config.num_labels, "expected 2, wrong and correct")
+    return head
+
+
+def step_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, ends: Tensor) -> Tensor:
+    """Logits of (wrong, correct) where steps end, (N, 2) in the order of `ends.nonzero()`.
+
+    What dropout a `transformers` model has before its head is left out, as in TRL, which switches it off.
+
+    Args:
+        input_ids: (B, T) long. attention_mask, ends: (B, T) bool.
+    """
+    return step_head(model)(hidden_states(model, input_ids, attention_mask)[ends])
+
+
 def scalar_values(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The scalar head at every position, (B, T) fp32."""
     states = hidden_states(model, input_ids, attention_mask)

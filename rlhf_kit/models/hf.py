@@ -16,13 +16,19 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     Cache,
     DynamicCache,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, SequenceClassifierOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
 from transformers.utils import can_return_tuple
 
 from rlhf_kit.errors import InputError
@@ -70,7 +76,7 @@ class GPTConfig(PreTrainedConfig, GPTOptions):
 
 
 class GPTPreTrainedModel(PreTrainedModel):
-    """What the three shells share."""
+    """What the shells share."""
 
     config: GPTConfig
     config_class = GPTConfig
@@ -225,9 +231,43 @@ class GPTForSequenceClassification(GPTPreTrainedModel):
         return (valid * torch.arange(1, T + 1, device=valid.device)).argmax(1)
 
 
+class GPTForTokenClassification(GPTPreTrainedModel):
+    """A linear head on every token's hidden state; with two labels a process reward model."""
+
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]  # noqa: RUF012
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = GPTModel(config)
+        self.score = nn.Linear(config.d_model, config.num_labels or 2)
+        self.score.is_score_head = True  # type: ignore[assignment]  # read by `_init_weights`
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """Logits (B, T, num_labels); the mean cross-entropy over the `labels` (B, T) that are not -100, if they are given."""
+        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
+        logits = self.score(out.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
+
+
 def register() -> None:
     """Make the Auto classes know the GPT; harmless when repeated."""
     AutoConfig.register("rlhf_gpt", GPTConfig, exist_ok=True)
     AutoModel.register(GPTConfig, GPTModel, exist_ok=True)
     AutoModelForCausalLM.register(GPTConfig, GPTForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(GPTConfig, GPTForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(GPTConfig, GPTForTokenClassification, exist_ok=True)

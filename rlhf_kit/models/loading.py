@@ -1,4 +1,4 @@
-"""Model directories in: causal LMs and scalar heads, whole or through LoRA, from a path or a hub name.
+"""Model directories in: causal LMs, scalar heads and step heads, whole or through LoRA, from a path or a hub name.
 
 Any stage's `output_dir` is the next stage's `--model`. A directory that holds a LoRA adapter is loaded with its base
 (which may be such a directory again) and merged, so the next stage starts from plain weights and may put a fresh adapter
@@ -13,19 +13,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+)
 from transformers.utils import logging
 
 import rlhf_kit.models.hf  # noqa: F401  registers our GPT with the Auto classes
 from rlhf_kit.errors import InputError
-from rlhf_kit.models.access import scalar_head, unwrap
+from rlhf_kit.models.access import scalar_head, step_head, unwrap
 
 SCORE_BIAS = "score_bias.json"  # beside a scalar model's adapter, which has no config of the model
+Head = Literal["language", "scalar", "steps"]  # next tokens; one score a text (a class a text); a class a token
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,9 @@ def load_causal_lm(path: str | Path, *, lora: Lora | None = None, dropout: float
     Args:
         dropout: 0 switches every dropout off (RL: two forwards of the same tokens must agree); None leaves the config's.
     Raises:
-        InputError: nothing loadable at `path`, or a model with a scalar head.
+        InputError: nothing loadable at `path`, or a model with a head of another kind.
     """
-    if _has_scalar_head(path, _config(path)):
+    if head_of(path) != "language":
         raise InputError("--model", str(path), "expected a language model: this one scores texts and cannot write any")
     model = _load(AutoModelForCausalLM, path, dropout=dropout)
     return model if lora is None else _add_lora(model, lora, TaskType.CAUSAL_LM)
@@ -68,10 +75,12 @@ def load_scalar_model(
         dropout: 0 switches every dropout off, None leaves the config's.
         trained_as: where given, the setting for which only a model that already has its head will do.
     Raises:
-        InputError: nothing loadable at `path`, a head with more than one output, or none where one is needed.
+        InputError: nothing loadable at `path`, a head with more than one output or of another kind, or none where one is needed.
     """
-    config = _config(path)
-    fresh = not _has_scalar_head(path, config)
+    config, kind = _config(path), head_of(path)
+    if kind == "steps":
+        raise InputError("--model", str(path), "expected a language or a reward model: this one judges the steps of an answer")
+    fresh = kind == "language"
     if fresh and trained_as is not None:
         raise InputError(trained_as, str(path), "expected a reward model: it has no scalar head, and a new one knows nothing")
     if not isinstance(bias := getattr(config, "score_bias", 0.0), int | float):
@@ -83,11 +92,37 @@ def load_scalar_model(
     head = scalar_head(model)
     if fresh:
         model.config.score_bias = 0.0
-        with torch.no_grad():
-            head.weight.zero_() if zero_head else head.weight.normal_(0.0, (head.in_features + 1) ** -0.5)
-            if head.bias is not None:
-                head.bias.zero_()
+        _draw_head(head, 0.0 if zero_head else 1.0)
     return model if lora is None else _add_lora(model, lora, TaskType.SEQ_CLS)
+
+
+def load_process_model(path: str | Path, *, lora: Lora | None = None, dropout: float | None = None) -> Any:
+    """A process reward model, two outputs a token, in fp32: its own directory, or any LM's with a fresh head.
+
+    A fresh head is drawn as that of `load_scalar_model`. `transformers` has no such head for a few architectures.
+
+    Args:
+        dropout: 0 switches every dropout off, None leaves the config's.
+    Raises:
+        InputError: nothing loadable at `path`, a head of another kind or with another number of outputs.
+    """
+    config, kind = _config(path), head_of(path)
+    if kind == "scalar":
+        raise InputError("--model", str(path), "expected a language or a process reward model: this one scores whole texts")
+    labels = len(config.id2label or {})
+    if kind == "steps" and labels != 2 and _base_of_adapter(path) is None:
+        raise InputError("process_reward_model.num_labels", labels, f"expected 2, wrong and correct: not {path}")
+    model = _load(AutoModelForTokenClassification, path, dropout=dropout, num_labels=2)
+    if kind == "language":
+        _draw_head(step_head(model), 1.0)
+    return model if lora is None else _add_lora(model, lora, TaskType.TOKEN_CLS)
+
+
+@torch.no_grad()
+def _draw_head(head: Any, scale: float) -> None:
+    head.weight.normal_(0.0, (head.in_features + 1) ** -0.5).mul_(scale)
+    if head.bias is not None:
+        head.bias.zero_()
 
 
 def reload_weights(model: nn.Module, path: Path) -> None:
@@ -180,13 +215,21 @@ def _adapter_config(path: str | Path) -> PeftConfig:
         raise InputError("--model", str(path), f"expected a sound adapter_config.json: {_first_line(error)}") from error
 
 
-def _has_scalar_head(path: str | Path, config: Any) -> bool:
-    if (Path(path) / "adapter_config.json").is_file() and _adapter_config(path).task_type == TaskType.SEQ_CLS:
-        return True
-    names = config.architectures or []
+def head_of(path: str | Path) -> Head:
+    """What the model at `path` ends in.
+
+    Raises:
+        InputError: nothing loadable there.
+    """
+    tasks: dict[Any, Head] = {TaskType.SEQ_CLS: "scalar", TaskType.TOKEN_CLS: "steps"}
+    if _base_of_adapter(path) is not None and (kind := tasks.get(_adapter_config(path).task_type)) is not None:
+        return kind
+    names = _config(path).architectures or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError("--model", str(path), f"expected a list of names as architectures in its config.json, found {names!r}")
-    return any("SequenceClassification" in name for name in names)
+    if any("TokenClassification" in name for name in names):
+        return "steps"
+    return "scalar" if any("SequenceClassification" in name for name in names) else "language"
 
 
 def _load(auto: Any, path: str | Path, *, dropout: float | None, **options: Any) -> Any:
@@ -195,7 +238,7 @@ def _load(auto: Any, path: str | Path, *, dropout: float | None, **options: Any)
     base = _base_of_adapter(path)
     try:
         if base is None:
-            new = () if _has_scalar_head(path, _config(path)) else ("score.",)
+            new = ("score.", "classifier.") if head_of(path) == "language" else ()
             model = _whole(auto, path, new, **options)
         else:
             model = _merged(_load(auto, base, dropout=dropout, **options), path)
@@ -229,7 +272,7 @@ def _merged(model: Any, path: str | Path) -> Any:
     with warnings.catch_warnings(action="ignore"):  # that tensors are missing, which the next line refuses
         adapted = PeftModel.from_pretrained(model, str(path), config=adapter)
     _fill_adapter(adapted, path)
-    merged = adapted.merge_and_unload()
+    merged = adapted.merge_and_unload().requires_grad_(True)  # peft froze what it put the adapter on
     if (offset := Path(path) / SCORE_BIAS).is_file():
         merged.config.score_bias = float(json.loads(offset.read_text(encoding="utf-8")))
     merged.name_or_path = merged.config._name_or_path = str(path)
@@ -244,7 +287,9 @@ def _fill_adapter(model: PeftModel, path: str | Path) -> None:
 
 def _add_lora(model: Any, lora: Lora, task: TaskType) -> Any:
     targets = list(lora.target_modules) if lora.target_modules else "all-linear"
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type=task)
+    # A token classifier's head peft would both train and put an adapter on.
+    heads = ["score", "classifier"] if task == TaskType.TOKEN_CLS else None
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type=task, exclude_modules=heads)
     try:
         return get_peft_model(model, config)
     except ValueError as error:

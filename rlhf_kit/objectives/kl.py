@@ -93,12 +93,17 @@ def shape_rewards(
     mask: Tensor,
     kl_coef: float,
     estimator: Estimator = "k1",
+    token_rewards: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`r_t = -kl_coef * k_t + [t is the last token] * score`. The last real token carries the score, also where no EOS came.
+
+    With token rewards w, `r_t = -kl_coef * k_t + w_t + [t is the last token] * (score - sum(w))`: they say where the score is
+    paid and never how much, so that a row sums to its score less the price of its KL either way.
 
     Args:
         scores: (B,). logprobs, ref_logprobs: (B, R), at the temperature of the sampler.
         mask: (B, R) bool. A row without a single token gets no reward at all.
+        token_rewards: (B, R), the part of the score that is paid at a token of its own; None: the last one carries all of it.
     Returns:
         rewards, non_score_reward: (B, R) detached, zero where the mask is False.
     Raises:
@@ -115,6 +120,10 @@ def shape_rewards(
     # A token is the last one if it is valid and no later one is.
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
     rewards = non_score_reward + torch.where(last, real(scores.detach()).unsqueeze(1), 0.0)
+    if token_rewards is not None:
+        check_shapes(mask=mask, token_rewards=token_rewards)
+        paid = valid(token_rewards.detach(), mask)
+        rewards = rewards + paid - torch.where(last, paid.sum(1, keepdim=True), 0.0)
     return rewards, non_score_reward
 
 

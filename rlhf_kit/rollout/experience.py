@@ -63,13 +63,8 @@ def response_logprobs(
         logprobs, entropy: (B, R) fp32, nats, 0 where `response_mask` is False. Under the sampling distribution,
         `log_softmax(z / (temperature + 1e-7))`. Differentiable in the policy through `logprobs`.
     """
-    joined = join(rollout)
-    states = hidden_states(policy, joined.ids, joined.mask)
-    weight, bias = output_head(policy)
-    targets = joined.ids[joined.rows, joined.cols]
-    before = states[joined.rows, joined.cols - 1]
-    logprobs, entropy = linear_logprobs(before, weight, targets, bias, temperature=temperature, with_entropy=with_entropy)
-    return _scatter(logprobs, joined, rollout), _scatter(entropy, joined, rollout)
+    logprobs, entropy, _ = response_prices(policy, None, rollout, temperature=temperature, with_entropy=with_entropy)
+    return logprobs, entropy
 
 
 def response_values(critic: nn.Module, rollout: Rollout) -> Tensor:
@@ -77,6 +72,27 @@ def response_values(critic: nn.Module, rollout: Rollout) -> Tensor:
     joined = join(rollout)
     values = scalar_values(critic, joined.ids, joined.mask)
     return _scatter(values[joined.rows, joined.cols - 1], joined, rollout)
+
+
+def response_prices(
+    policy: nn.Module, critic: nn.Module | None, rollout: Rollout, *, temperature: float, with_entropy: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What policy and critic say of each answer token: `response_logprobs`, and `response_values` (None without a critic).
+
+    Args:
+        critic: a scalar-head model; or an `nn.Linear(D, 1)` on the policy's own last hidden states, and then one forward of
+            the trunk serves both, as in lm-human-preferences (Ziegler et al. 2019).
+    """
+    joined = join(rollout)
+    before = hidden_states(policy, joined.ids, joined.mask)[joined.rows, joined.cols - 1]
+    weight, bias = output_head(policy)
+    targets = joined.ids[joined.rows, joined.cols]
+    logprobs, entropy = linear_logprobs(before, weight, targets, bias, temperature=temperature, with_entropy=with_entropy)
+    if isinstance(critic, nn.Linear):
+        values: Tensor | None = _scatter(critic(before).squeeze(-1).float(), joined, rollout)
+    else:
+        values = None if critic is None else response_values(critic, rollout)
+    return _scatter(logprobs, joined, rollout), _scatter(entropy, joined, rollout), values
 
 
 def _scatter(flat: Tensor, joined: Joined, rollout: Rollout) -> Tensor:
@@ -137,11 +153,12 @@ def collect(
     values = None if critic is None else zeros.clone()
     for index in by_length(rollout, micro_batch_size):
         part = rollout.rows(index)
-        old[index], _ = response_logprobs(policy, part, temperature=sampler.temperature, with_entropy=False)
+        prices = response_prices(policy, critic, part, temperature=sampler.temperature, with_entropy=False)
+        old[index] = prices[0]
+        if values is not None and prices[2] is not None:
+            values[index] = prices[2]
         with reference_of(policy, reference) as ref_policy:
             ref[index], _ = response_logprobs(ref_policy, part, temperature=sampler.temperature, with_entropy=False)
-        if critic is not None and values is not None:
-            values[index] = response_values(critic, part)
     rollout.old_logprobs, rollout.ref_logprobs, rollout.values = old, ref, values
     return rollout
 

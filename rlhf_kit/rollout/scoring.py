@@ -1,7 +1,8 @@
-"""Judging answers: a reward model's directory, or any Python callable `(prompts, responses) -> scores`.
+"""One judge of answers: a reward model, a process reward model, or any Python callable `(prompts, responses) -> scores`.
 
-Both become one thing, a `Scorer`: `(rollout, rows) -> (B,) fp32`. Scores that are missing or not finite stop the run
-at once, by name: one NaN that reaches the optimiser costs the whole run.
+All become one thing, a `Scorer`: `(rollout, rows) -> (B,) fp32`, or (B, R) where each token has a reward of its own
+(`step_scorer`), of which the score is the sum. Scores that are missing or not finite stop the run
+at once, by name: one NaN that reaches the optimiser costs the whole run. `judges.py` loads them, and makes one of several.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_kit.batches import Rollout
-from rlhf_kit.data.tokenizer import encode_chat, load_tokenizer
+from rlhf_kit.data.stepwise import StepEnds, last_answer
+from rlhf_kit.data.tokenizer import encode_chat
 from rlhf_kit.errors import InputError
-from rlhf_kit.models.access import scalar_scores
-from rlhf_kit.models.loading import check_fits, load_scalar_model
+from rlhf_kit.models.access import scalar_scores, step_logits
+from rlhf_kit.objectives.process_reward import StepScore, score_so_far, token_rewards
 from rlhf_kit.rollout.experience import by_length, join
 
 Row = dict[str, Any]  # a prompt record: {"prompt": [messages]}
@@ -108,33 +110,102 @@ def _failure(judge: Callable[[slice], Any], responses: list[str], name: str, err
     return InputError(name, f"{type(error).__name__}: {error}", mend)
 
 
-def model_scorer(model: nn.Module, policy_tokenizer: Any, reward_tokenizer: Any, *, micro_batch_size: int) -> Scorer:
+def model_scorer(
+    model: nn.Module, policy_tokenizer: Any, reward_tokenizer: Any, *, micro_batch_size: int, name: str = "reward model"
+) -> Scorer:
     """A scorer from a scalar-head model, read at the last real token of [query | answer].
 
     Where the tokenizers agree, the very ids are scored; otherwise the conversation is encoded again as text.
     """
-    same = policy_tokenizer.get_vocab() == reward_tokenizer.get_vocab() and (
-        policy_tokenizer.chat_template == reward_tokenizer.chat_template
-    )
+    read = reader(policy_tokenizer, reward_tokenizer)
 
     @torch.no_grad()
     def score(rollout: Rollout, rows: list[Row]) -> Tensor:
         scores = torch.zeros(len(rollout.response_ids), device=rollout.response_ids.device)
-        texts = [] if same else response_texts(rollout, policy_tokenizer)
         for index in by_length(rollout, micro_batch_size):
-            if same:
-                joined = join(rollout.rows(index))
-                ids, mask = joined.ids, joined.mask
-            else:
-                chats = [[*rows[i]["prompt"], {"role": "assistant", "content": texts[i]}] for i in index.tolist()]
-                ids, mask = pad([encode_chat(reward_tokenizer, chat)[0] for chat in chats], device=scores.device)
+            ids, mask, _ = read(rollout.rows(index), [rows[i] for i in index.tolist()])
             scores[index] = scalar_scores(model, ids, mask)
         if not bool(scores.isfinite().all()):
             row = int((~scores.isfinite()).nonzero()[0])
-            raise InputError(f"reward model: score of row {row}", float(scores[row]), "expected finite scores: check its weights")
+            raise InputError(f"{name}: score of row {row}", float(scores[row]), "expected finite scores: check its weights")
         return scores
 
     return score
+
+
+def step_scorer(
+    model: nn.Module,
+    policy_tokenizer: Any,
+    reward_tokenizer: Any,
+    *,
+    micro_batch_size: int,
+    how: StepScore = "min",
+    each_token: bool = False,
+    name: str = "process reward model",
+) -> Scorer:
+    """A scorer from a process reward model, read where the steps of the answer end (`data.stepwise.StepEnds`).
+
+    Where the tokenizers agree, the very ids are scored; otherwise the conversation is encoded again as text.
+
+    Args:
+        how: what the steps add up to (`objectives.process_reward.score_so_far`).
+        each_token: (B, R) instead of (B,), what each token adds to the score (`objectives.process_reward.token_rewards`).
+    Raises:
+        InputError: `each_token` where the tokenizers differ; (the scorer) a probability that is not finite.
+    """
+    read, step_ends = reader(policy_tokenizer, reward_tokenizer), StepEnds(reward_tokenizer)
+    if each_token and not same_tokens(policy_tokenizer, reward_tokenizer):
+        mend = "expected false: the reward model has another tokenizer, and its steps end at tokens that the policy did not write"
+        raise InputError("--token_rewards", True, mend)
+
+    @torch.no_grad()
+    def score(rollout: Rollout, rows: list[Row]) -> Tensor:
+        B, R = rollout.response_mask.shape
+        scores = torch.zeros((B, R) if each_token else (B,), device=rollout.response_mask.device)
+        for index in by_length(rollout, micro_batch_size):
+            ids, mask, starts = read(rollout.rows(index), [rows[i] for i in index.tolist()])
+            ends = torch.zeros_like(mask)
+            for i, start in enumerate(starts):
+                ends[i, [start + t for t in step_ends(ids[i, mask[i]].tolist()[start:])]] = True
+            correct = torch.zeros(mask.shape, device=mask.device)
+            correct[ends] = step_logits(model, ids, mask, ends).float().softmax(1)[:, 1]
+            if each_token:
+                for row, start, rewards in zip(index.tolist(), starts, token_rewards(correct, ends, how)):
+                    answer = rewards[start : start + R]  # past its end an answer has no step
+                    scores[row, : len(answer)] = answer
+            else:
+                scores[index] = score_so_far(correct, ends, how)[:, -1]
+        if not bool(scores.isfinite().all()):
+            row = int((~scores.isfinite()).nonzero()[0, 0])
+            raise InputError(f"{name}: score of row {row}", "nan", "expected finite scores: check its weights")
+        return scores
+
+    return score
+
+
+def same_tokens(policy_tokenizer: Any, reward_tokenizer: Any) -> bool:
+    """Whether what one wrote can be read by the other as it is: one vocabulary and one chat template."""
+    alike = policy_tokenizer.get_vocab() == reward_tokenizer.get_vocab()
+    return bool(alike and policy_tokenizer.chat_template == reward_tokenizer.chat_template)
+
+
+def reader(policy_tokenizer: Any, reward_tokenizer: Any) -> Callable[[Rollout, list[Row]], tuple[Tensor, Tensor, list[int]]]:
+    """`(rollout, rows) -> (ids (B, T), mask (B, T), starts)`: prompts and answers as a reward model reads them.
+
+    Padded on the right; the answer of row i begins at `starts[i]`. The very ids where the tokenizers agree, else encoded again.
+    """
+    same = same_tokens(policy_tokenizer, reward_tokenizer)
+
+    def read(rollout: Rollout, rows: list[Row]) -> tuple[Tensor, Tensor, list[int]]:
+        if same:
+            joined = join(rollout)
+            return joined.ids, joined.mask, rollout.query_mask.sum(1).tolist()
+        texts = response_texts(rollout, policy_tokenizer)
+        chats = [[*row["prompt"], {"role": "assistant", "content": text}] for row, text in zip(rows, texts)]
+        found = [encode_chat(reward_tokenizer, chat) for chat in chats]
+        return *pad([ids for ids, _ in found], device=rollout.response_ids.device), [last_answer(said) for _, said in found]
+
+    return read
 
 
 def pad(rows: Sequence[Any], *, side: str = "right", device: Any = "cpu") -> tuple[Tensor, Tensor]:
@@ -167,14 +238,3 @@ def load_function(spec: str, field: str = "--reward") -> RewardFunction:
     if not callable(function):
         raise InputError(field, spec, f"expected a callable named {name!r} in {target}")
     return function
-
-
-def load_scorer(spec: str, policy_tokenizer: Any, *, micro_batch_size: int, device: Any) -> tuple[Scorer, nn.Module | None]:
-    """`(scorer, the reward model or None)` from what `--reward` says."""
-    if Path(spec).is_dir():
-        model = load_scalar_model(spec, dropout=0.0, trained_as="--reward").to(device).eval()
-        model.requires_grad_(False)
-        tokenizer = load_tokenizer(spec, "--reward")
-        check_fits(model, tokenizer)
-        return model_scorer(model, policy_tokenizer, tokenizer, micro_batch_size=micro_batch_size), model
-    return function_scorer(load_function(spec), policy_tokenizer, name=spec), None

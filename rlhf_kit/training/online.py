@@ -1,8 +1,8 @@
 """LOOP TWO: learn from one's own samples. PPO, RLOO, GRPO and the others are this loop with another advantage or surrogate.
 
 Deviations from TRL 1.12's PPO, each with its test: the score lands on the EOS, which is trained; minibatches are always
-optimizer steps; gradients are clipped (policy and critic each by its own norm); losses and metrics average valid
-tokens over all ranks; the critic is saved and a killed run resumes exactly.
+optimizer steps; gradients are clipped (policy and critic each by its own norm, a shared trunk by one); losses and
+metrics average valid tokens over all ranks; the critic is saved and a killed run resumes exactly.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from rlhf_kit.batches import PromptBatch, Rollout
 from rlhf_kit.config import plain_settings, save_config
 from rlhf_kit.errors import InputError
-from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, kl_loss, shape_rewards
-from rlhf_kit.objectives.policy import aggregate_units, token_weights, value_loss
-from rlhf_kit.rollout.experience import Sampler, by_length, collect, response_logprobs, response_values
+from rlhf_kit.models.shared_critic import standalone_critic
+from rlhf_kit.objectives.kl import AdaptiveKL, FixedKL, shape_rewards
+from rlhf_kit.objectives.policy import aggregate_units
+from rlhf_kit.rollout.experience import Sampler, by_length, collect
+from rlhf_kit.rollout.judges import judged
 from rlhf_kit.rollout.scoring import Row, Scorer
-from rlhf_kit.training.algorithms import ALGORITHMS, Algorithm
+from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.checkpoint import Checkpoints, load_trained_state, save_model_dir, stopped_at, trained_state
 from rlhf_kit.training.distributed import StopSignal, no_sync, reduce_sum, seed_everything_for_step, step_generator
+from rlhf_kit.training.learner import Learner
 from rlhf_kit.training.metrics import Metrics
 from rlhf_kit.training.online_config import OnlineConfig, check_online_config
 from rlhf_kit.training.optim import clip_grad_norm, lr_at, make_optimizer
@@ -38,48 +41,6 @@ class Prompts(Protocol):
     def batch(self, step: int, rank: int, world: int) -> tuple[PromptBatch, list[Row]]:
         """This rank's prompts at one step, padded, and the records they came from."""
         ...
-
-
-class Learner(nn.Module):
-    """Policy and critic as one module, so that one `prepare` wraps both; its forward is the loss of a micro-batch."""
-
-    def __init__(self, policy: nn.Module, critic: nn.Module | None, algorithm: Algorithm, config: OnlineConfig) -> None:
-        super().__init__()
-        self.policy, self.critic, self.algorithm, self.config = policy, critic, algorithm, config
-
-    def forward(
-        self, part: Rollout, advantages: Tensor, returns: Tensor, units: float, tokens: float, kl_coef: float, learns: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch as its share of the global minibatch, and statistics as sums.
-
-        Args:
-            advantages, returns: (B, R) float, 0 where `part.response_mask` is False.
-            units: terms of the policy loss (tokens or answers) in the whole minibatch, over all ranks.
-            tokens: valid tokens in the whole minibatch, over all ranks.
-            kl_coef: the price of distance now, where it is a term of the loss.
-            learns: False while only the critic does.
-        """
-        config, algorithm, mask = self.config, self.algorithm, part.response_mask
-        assert part.ref_logprobs is not None
-        logprobs, entropy = response_logprobs(self.policy, part, temperature=config.temperature)
-        weights = token_weights(mask, algorithm.aggregate, max_length=config.max_new_tokens)
-        policy_sum, stats = algorithm.surrogate(logprobs, part, advantages, weights, algorithm, config)
-        stats |= {"policy_loss": policy_sum.detach(), "entropy": (entropy.detach() * mask).sum()}
-        if algorithm.kl == "loss":
-            estimator = config.kl_estimator or "k3"
-            corrected = config.use_bias_correction_kl and estimator != "k2"  # k2's own gradient is right already
-            old = part.old_logprobs if corrected else None
-            kl_sum, _ = kl_loss(logprobs, part.ref_logprobs, mask, estimator=estimator, weights=weights, old_logprobs=old)
-            policy_sum = policy_sum + kl_coef * kl_sum
-            stats["kl_loss"] = kl_sum.detach()
-        loss = policy_sum / units * float(learns)
-        if self.critic is not None:
-            assert part.values is not None
-            values = response_values(self.critic, part)
-            value_sum, value_stats = value_loss(values, part.values, returns, mask, cliprange_value=config.cliprange_value)
-            loss = loss + config.vf_coef * value_sum / tokens
-            stats |= {"value_loss": value_sum.detach(), "value_clipfrac": value_stats["clipfrac"]}
-        return loss, stats
 
 
 def online(
@@ -100,7 +61,7 @@ def online(
 
     Args:
         reference: the policy to stay near, frozen here; None for a LoRA policy, whose base it then is.
-        critic: a scalar-head model, for algorithms that learn values.
+        critic: for algorithms that learn values: a scalar-head model, or a `shared_critic(policy)`.
         monitor: a second scorer that is watched (`eval/gold_score`) and never trained on.
         on_step: called after each step with the rollout, for those who want to look.
     Returns:
@@ -172,8 +133,10 @@ def online(
                     generator=generator,
                 )
                 # 2. Judge them; an answer that never stopped pays for it.
-                rollout.scores = judged(scorer, rollout, rows) - config.missing_eos_penalty * (~rollout.ended)
-                gold = judged(monitor, rollout, rows) if monitor is not None else None
+                verdict = judged(scorer, rollout, rows)
+                rollout.score_spread, rollout.token_rewards = verdict.spread, verdict.token_rewards
+                rollout.scores = verdict.scores - config.missing_eos_penalty * (~rollout.ended)
+                gold = judged(monitor, rollout, rows).scores if monitor is not None else None
             assert rollout.old_logprobs is not None
             assert rollout.ref_logprobs is not None
             rewards, non_score = shape_rewards(
@@ -183,6 +146,7 @@ def online(
                 rollout.response_mask,
                 kl_coef=kl.coef if algorithm.kl == "reward" else 0.0,
                 estimator=config.kl_estimator or "k1",
+                token_rewards=rollout.token_rewards,
             )
 
             # 3. Credit each token.
@@ -238,6 +202,7 @@ def online(
 
     save_model_dir(policy, tokenizer, config.output_dir, accelerator)
     if critic is not None:
+        critic = standalone_critic(critic, config.output_dir) if raw.shares_trunk else critic
         save_model_dir(critic, tokenizer, config.output_dir / "critic", accelerator)
     metrics.close()
     return stats
@@ -267,6 +232,8 @@ def update(
     config, algorithm, world = raw.config, raw.algorithm, accelerator.num_processes
     policy_parameters = [p for p in raw.policy.parameters() if p.requires_grad]
     critic_parameters = [] if raw.critic is None else [p for p in raw.critic.parameters() if p.requires_grad]
+    # A trunk that both losses move has one gradient, and so one norm.
+    clipped = [policy_parameters + critic_parameters, []] if raw.shares_trunk else [policy_parameters, critic_parameters]
     together = 2 if algorithm.pairs else 1  # neighbours that no minibatch may part
     sums: dict[str, Tensor] = {}
     norms: list[tuple[float, float]] = []  # of the policy's and the critic's gradients
@@ -296,8 +263,10 @@ def update(
             approxkl = added(approxkl, {name: stats[name] for name in ("approxkl", "count")})
         if not passes:  # nothing has moved yet
             sums = added(sums, {f"first_{name}": value for name, value in approxkl.items()})
-        norm = clip_grad_norm(policy_parameters, config.max_grad_norm or None)
-        critic_norm = clip_grad_norm(critic_parameters, config.max_grad_norm or None)  # 0 where there is none
+        if step < config.critic_warmup:  # a gradient of 0 would not do: weight decay and the moments would still move
+            for parameter in policy_parameters:
+                parameter.grad = None
+        norm, critic_norm = (clip_grad_norm(part, config.max_grad_norm or None) for part in clipped)  # 0 where there is none
         passes += 1
         if math.isfinite(norm) and math.isfinite(critic_norm):  # the same on all ranks
             optimizer.step()
@@ -331,8 +300,9 @@ def update(
         result |= {
             "loss/value_avg": totals["value_loss"] / tokens,
             "val/clipfrac_avg": totals["value_clipfrac"] / tokens,
-            "grad_norm/critic": sum(norm for _, norm in norms) / len(norms),
         }
+        if not raw.shares_trunk:
+            result["grad_norm/critic"] = sum(norm for _, norm in norms) / len(norms)
     return result
 
 
@@ -348,15 +318,6 @@ def minibatches(answers: int, step: int, config: OnlineConfig, accelerator: Acce
 def with_a_lesson(rollout: Rollout, advantages: Tensor) -> Rollout:
     """The rollout without the tokens of answers whose advantages are all 0: they teach nothing, and must not count."""
     return replace(rollout, response_mask=rollout.response_mask & (advantages != 0).any(1, keepdim=True))
-
-
-def judged(scorer: Scorer, rollout: Rollout, rows: list[Row]) -> Tensor:
-    """(B,) scores; a shape that would broadcast is refused."""
-    scores = scorer(rollout, rows)
-    if scores.shape != rollout.ended.shape:
-        mend = f"expected {tuple(rollout.ended.shape)}: one for each answer"
-        raise InputError("shape of the scores", tuple(scores.shape), mend)
-    return scores
 
 
 def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:

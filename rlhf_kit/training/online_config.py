@@ -44,7 +44,7 @@ class OnlineConfig:
     target_approxkl: float | None = None  # the passes over a rollout end once the last minibatch moved further than this
     cliprange_value: float = 0.2
     vf_coef: float = 0.1
-    critic_warmup: int = 0  # rollouts from which only the critic learns
+    critic_warmup: int = 0  # rollouts from which only the critic learns; where it shares the policy's trunk, its head
     gamma: float = 1.0
     lam: float = 0.95
     whiten_rewards: bool = False
@@ -57,7 +57,7 @@ class OnlineConfig:
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_eps: float = 1e-5
-    max_grad_norm: float = 1.0  # of policy and critic, each by its own norm; 0: no clipping
+    max_grad_norm: float = 1.0  # of policy and critic, each by its own norm, a shared trunk by one; 0: no clipping
     precision: Precision = "fp32"  # as in FitConfig
     log_every: int = 1
     save_every: int = 50  # steps between checkpoints; 0: none

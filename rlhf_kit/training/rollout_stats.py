@@ -40,6 +40,8 @@ def rollout_stats(
     }
     if gold is not None:
         sums["gold"] = gold.sum()
+    if rollout.score_spread is not None:
+        sums["spread"] = rollout.score_spread.sum()
     total = reduce_sum(accelerator, sums)
     answers, tokens = total["answers"], max(total["tokens"], 1.0)
     stats = {
@@ -61,6 +63,8 @@ def rollout_stats(
         stats["val/explained_variance"] = float(explained_variance(rollout.values, returns, mask, reduce=reduce))
     if gold is not None:
         stats["eval/gold_score"] = total["gold"] / answers
+    if rollout.score_spread is not None:
+        stats["reward/ensemble_spread"] = total["spread"] / answers
 
     table = torch.stack([rollout.scores, rollout.lengths.float(), gap.amax(1)], 1)
     scores, lengths, largest = accelerator.gather(table).cpu().double().unbind(1)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from rlhf_kit.batches import IGNORE, LabelledBatch, LMBatch, PreferenceBatch
 from rlhf_kit.errors import InputError
-from rlhf_kit.models.access import hidden_states, output_head, scalar_scores
+from rlhf_kit.models.access import hidden_states, output_head, scalar_scores, step_logits
 from rlhf_kit.objectives.classification import binary_cross_entropy
 from rlhf_kit.objectives.language_model import language_model_loss
+from rlhf_kit.objectives.process_reward import first_error, step_cross_entropy
 from rlhf_kit.objectives.reward_model import pairwise_loss
 
 Stats = dict[str, Tensor]
@@ -128,3 +129,46 @@ class Classification(Stage):
         loss, stats = binary_cross_entropy(logits[real], batch.labels[real], label_smoothing=self.label_smoothing)
         stats.pop("rows")  # the units
         return loss + 0.0 * logits.sum(), stats  # so that an all-empty micro-batch still reaches every parameter
+
+
+class ProcessRewardModelling(Stage):
+    """Correct or wrong, read where each step of an answer ends (`objectives.process_reward`). The unit is a step.
+
+    Labels of its `LMBatch` are 1, 0 or IGNORE and belong to the token they stand at: nothing is shifted.
+    """
+
+    unit_name = "steps"
+
+    def units(self, batch: LMBatch) -> Tensor:
+        """Steps with a label."""
+        return (batch.labels != IGNORE).sum()
+
+    def forward(self, batch: LMBatch) -> tuple[Tensor, Stats]:
+        """Summed cross-entropy in nats; statistics `accuracy`, `positive`, and of answers what `means` needs."""
+        ends = batch.labels != IGNORE
+        logits = step_logits(self.model, batch.input_ids, batch.attention_mask, ends)
+        loss, stats = step_cross_entropy(logits, batch.labels[ends] == 1)
+        stats.pop("steps")  # the units
+        called_wrong = torch.zeros_like(ends).index_put((ends,), logits[:, 1] < logits[:, 0])
+        first = first_error(ends & (batch.labels == 0))
+        sound, found = first == ends.shape[1], first_error(called_wrong) == first
+        judged = ends.any(1)  # a row that counts for nothing has no step
+        stats |= {"flawed": (judged & ~sound).sum(), "flawed_found": (judged & ~sound & found).sum()}
+        return loss, stats | {"sound": (judged & sound).sum(), "sound_found": (judged & sound & found).sum()}
+
+    def means(self, totals: dict[str, float]) -> dict[str, float]:
+        """Loss, `accuracy` and `positive` a step; of answers, as ProcessBench has it (Zheng et al. 2024), where there are such.
+
+        `first_error_accuracy`: answers with an error whose first one is found, exactly. `sound_accuracy`: answers without one in
+        which none is found. `f1`: the harmonic mean of the two. A step is called wrong where that is likelier.
+        """
+        counts = {name: totals[name] for name in ("flawed", "flawed_found", "sound", "sound_found")}
+        means = super().means({name: value for name, value in totals.items() if name not in counts})
+        if counts["flawed"]:
+            means["first_error_accuracy"] = counts["flawed_found"] / counts["flawed"]
+        if counts["sound"]:
+            means["sound_accuracy"] = counts["sound_found"] / counts["sound"]
+        if counts["flawed"] and counts["sound"]:
+            a, b = means["first_error_accuracy"], means["sound_accuracy"]
+            means["f1"] = 2 * a * b / max(a + b, 1e-9)
+        return means

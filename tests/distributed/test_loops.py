@@ -20,11 +20,13 @@ from rlhf_kit.data.examples import PreferenceExample, PromptExample
 from rlhf_kit.data.feedback import FeedbackBatches, FeedbackExample
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
 from rlhf_kit.models.loading import Lora, load_causal_lm
+from rlhf_kit.models.shared_critic import shared_critic
 from rlhf_kit.training import online as module
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.distributed import make_accelerator
 from rlhf_kit.training.fit import FitConfig, fit
-from rlhf_kit.training.online import Learner, online, rollout_stats, tensor_reducer, update
+from rlhf_kit.training.learner import Learner
+from rlhf_kit.training.online import online, rollout_stats, tensor_reducer, update
 from rlhf_kit.training.online_config import OnlineConfig
 from rlhf_kit.training.optim import make_optimizer
 from rlhf_kit.training.preference import FeedbackOptimisation, PreferenceOptimisation
@@ -208,17 +210,25 @@ def rollout(count: int, group: int = 1) -> Rollout:
         ref_logprobs=(old + noise(0.2)) * mask,
         values=noise(1.0),
         scores=torch.randn(count, generator=generator),
+        score_spread=torch.rand(count, generator=generator),
     )
 
 
-def one_update(algorithm: str, rank: int, world: int, config: OnlineConfig) -> tuple[dict[str, float], Tensor]:
+def learner_of(policy: Any, algorithm: str, config: OnlineConfig, shared: bool) -> Learner:
+    apart = scalar_model() if algorithm == "ppo" else None
+    return Learner(policy, shared_critic(policy) if shared else apart, ALGORITHMS[algorithm], config)
+
+
+def one_update(
+    algorithm: str, rank: int, world: int, config: OnlineConfig, shared: bool = False
+) -> tuple[dict[str, float], Tensor]:
     """Advantages, the update and the statistics of this rank's groups of one fixed rollout, as `online` calls them."""
     accelerator = make_accelerator()
     group = config.group_size
     whole = rollout(16, group)
     own = torch.cat([torch.arange(16).split(group)[g] for g in range(rank, 16 // group, world)])
     part = whole.rows(own)
-    raw = Learner(language_model(), scalar_model() if algorithm == "ppo" else None, ALGORITHMS[algorithm], config)
+    raw = learner_of(language_model(), algorithm, config, shared)
     raw.eval()
     optimizer = make_optimizer(raw, learning_rate=1e-2, eps=1e-3)  # Adam would make steps of rounding errors in gradients near 0
     learner, optimizer = accelerator.prepare(raw, optimizer)
@@ -248,6 +258,7 @@ def test_the_update_on_a_split_rollout_is_that_on_the_whole(
     (stats, first), (others, second) = run_ranks(lambda rank: one_update(algorithm, rank, 2, config))
     assert torch.equal(first, second)
     assert stats == others
+    assert expected["reward/ensemble_spread"] == pytest.approx(float(rollout(16).score_spread.mean()), rel=1e-6)
     assert expected["units"] == stats["units"] == float(rollout(16).response_mask.sum())
     for name, value in expected.items():
         assert stats[name] == pytest.approx(value, rel=1e-5, abs=2e-6), name
@@ -258,11 +269,13 @@ def count_threes(rollout: Rollout, rows: list[Any]) -> Tensor:
     return ((rollout.response_ids == 3) & rollout.response_mask).sum(1).float()
 
 
-def run_online(path: Path, policy: Any = None, scorer: Any = count_threes, prompts: Any = None, **changes: Any) -> dict[str, Any]:
+def run_online(
+    path: Path, policy: Any = None, scorer: Any = count_threes, prompts: Any = None, shared: bool = False, **changes: Any
+) -> dict[str, Any]:
     """`online` on this process's share: the weights, the rollouts and the last statistics."""
     config = replace(ONLINE, output_dir=path, **changes)
     policy = policy or language_model()
-    critic = scalar_model() if config.algorithm == "ppo" else None
+    critic = learner_of(policy, config.algorithm, config, shared).critic
     reference = None if hasattr(policy, "peft_config") else copy.deepcopy(policy)
     seen: list[Rollout] = []
     stats = online(

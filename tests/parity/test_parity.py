@@ -43,7 +43,7 @@ def test_what_was_recorded_is_what_there_is():
 
 def test_every_algorithm_has_a_row_of_its_loss_and_its_gradients():
     sfts = {f"sft, {name}" for name in ("assistant-only", "completion-only", "whole text", "packed", "padding-free")}
-    rewards = {f"reward, {name}" for name in ("plain", "margin", "centring", "margin, centring")}
+    rewards = {"process reward", *(f"reward, {name}" for name in ("plain", "margin", "centring", "margin, centring"))}
     offline = {"dpo", "cdpo", "robust", "hinge", "ipo", "simpo", "orpo", "kto"}
     online = {"grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo", "grpo, no KL", "grpo, two-sided clip", "rloo", "ppo"}
     recorded = json.loads(golden.GOLDEN.read_text())["theirs"]

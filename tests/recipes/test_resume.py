@@ -39,25 +39,25 @@ def settings(stage: str, road: Path) -> dict[str, Any]:
     if stage in ("reward", "dpo", "kto"):
         return {"model": road / "sft", "data": road / "pairs.jsonl"} | ({"loss": "kto"} if stage == "kto" else {})
     return {"model": road / "sft", "reward": road / "reward", "kl_target": 1.0} | (
-        {"algorithm": "rloo", "group_size": 2} if stage == "rloo" else {}
+        {"rloo": {"algorithm": "rloo", "group_size": 2}, "shared": {"critic": "shared", "critic_warmup": 1}}.get(stage, {})
     )
 
 
 def outcome(folder: Path, stage: str) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     """The weights that a stage left, and its reports without the clock."""
     models = [(load_scalar_model if stage == "reward" else load_causal_lm)(folder)]
-    if stage == "ppo":
+    if stage in ("ppo", "shared"):
         models.append(load_scalar_model(folder / "critic"))
     tensors = [p for model in models for p in model.parameters()]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return tensors, [{k: v for k, v in r.items() if k not in ("seconds", "eps") and not k.endswith("per_second")} for r in rows]
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "rloo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "shared", "rloo"])
 def test_a_killed_recipe_resumes_bit_for_bit(
     stage: str, road: Path, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = {"rloo": "ppo", "kto": "dpo"}.get(stage, stage)
+    name = {"rloo": "ppo", "shared": "ppo", "kto": "dpo"}.get(stage, stage)
     options = settings(stage, road) | {"save_every": 2, "log_every": 3}  # a report is pending when the run is killed
     if stage == "rloo":  # a reward that draws
         (tmp_path / "noisy.py").write_text(

@@ -17,7 +17,7 @@ from rlhf_kit.data.tokenizer import train_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_scores
 from rlhf_kit.models.hf import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
-from rlhf_kit.rollout.scoring import load_scorer
+from rlhf_kit.rollout.judges import load_scorer
 from rlhf_kit.training.stages import Classification
 
 ROWS = [

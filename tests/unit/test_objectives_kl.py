@@ -192,3 +192,24 @@ def test_weighed_by_the_ratio_the_expected_gradient_is_that_of_the_exact_kl(esti
     else:
         torch.testing.assert_close(weighed, exact, rtol=1e-12, atol=1e-15)
         assert (plain - exact).abs().max() > 1e-3
+
+
+def test_token_rewards_by_hand_say_where_the_score_is_paid_and_never_how_much():
+    """Scores 1, 2, 5; no KL. What is not paid at a token is left to the last one."""
+    paid = torch.tensor([[0.25, 0.0, 0.5, 0.25], [0.0, 1.5, 9.0, 9.0], [-1.0, math.nan, 9.0, 9.0]])
+    zeros = torch.zeros(3, 4)
+    rewards, non_score = shape_rewards(torch.tensor([1.0, 2.0, 5.0]), zeros, zeros, MASK, 0.3, token_rewards=paid)
+    assert rewards.tolist() == [[0.25, 0.0, 0.5, 0.25], [0.0, 2.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]]
+    assert not non_score.any()
+
+
+def test_a_row_sums_to_its_score_less_the_priced_kl_with_and_without_token_rewards():
+    logprobs, ref_logprobs, paid = torch.randn(3, 3, 4, dtype=torch.float64)
+    scores = torch.randn(3, dtype=torch.float64)
+    whole, same = shape_rewards(scores, logprobs, ref_logprobs, MASK, 0.05)
+    parts, other = shape_rewards(scores, logprobs, ref_logprobs, MASK, 0.05, token_rewards=paid)
+    torch.testing.assert_close(parts.sum(1), whole.sum(1), rtol=1e-12, atol=1e-14)
+    assert torch.equal(same, other)
+    torch.testing.assert_close((parts - whole)[:, :1][MASK.sum(1) > 1], paid[:, :1][MASK.sum(1) > 1], rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match=r"token_rewards has shape \(3, 3\), expected \(3, 4\)"):
+        shape_rewards(scores, logprobs, ref_logprobs, MASK, 0.05, token_rewards=paid[:, :3])

@@ -22,7 +22,8 @@ from rlhf_kit.rollout.experience import by_length, response_logprobs, response_v
 from rlhf_kit.training import online as module
 from rlhf_kit.training.algorithms import ALGORITHMS
 from rlhf_kit.training.distributed import make_accelerator
-from rlhf_kit.training.online import Learner, minibatches, online, with_a_lesson
+from rlhf_kit.training.learner import Learner
+from rlhf_kit.training.online import minibatches, online, with_a_lesson
 from rlhf_kit.training.online_config import OnlineConfig
 
 EOS = 7

@@ -9,7 +9,8 @@ from rlhf_kit.data.tokenizer import encode_chat, encode_prompt, train_tokenizer
 from rlhf_kit.errors import InputError
 from rlhf_kit.models.access import scalar_scores
 from rlhf_kit.models.hf import GPTConfig, GPTForSequenceClassification
-from rlhf_kit.rollout.scoring import function_scorer, load_function, load_scorer, model_scorer, pad, prompt_text
+from rlhf_kit.rollout.judges import load_scorer
+from rlhf_kit.rollout.scoring import function_scorer, load_function, model_scorer, pad, prompt_text
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the park and barked"] * 4
 CHATS = [
