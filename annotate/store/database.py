@@ -23,6 +23,7 @@ BUSY_SECONDS = 30
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_SECONDS * 1000}", "foreign_keys=ON")
 SQLITE_FAULTS = {
     "database or disk is full": "the disk is full and nothing of this was written: free some space and send it again",
+    "database is locked": f"another process has been writing for {BUSY_SECONDS} seconds: stop it, or send this again later",
     "readonly database": "it may not be written: give this user the right to write the file and its folder",
     "unable to open database file": "it cannot be opened: the folder must exist and be writable",
     "file is not a database": "it is no SQLite database: name another file, or one that does not exist yet",

@@ -67,7 +67,7 @@ def add_live(database: Database, project_id: int, new: NewComparison, *, by: int
 
 def set_priorities(database: Database, project_id: int, priorities: Mapping[int, float], *, by: int | None = None) -> None:
     """Give comparisons, by id, other priorities; higher is served sooner."""
-    rows = [(comparison.c.id == key, -float(priority)) for key, priority in priorities.items()]
+    rows = [(comparison.c.id == key, 0.0 - priority) for key, priority in priorities.items()]
     with database.write() as connection:
         for this, place in rows:
             connection.execute(update(comparison).where(this, comparison.c.project_id == project_id).values(place=place))
@@ -83,11 +83,18 @@ class _Checked:
         if not 2 <= len(new.responses) <= MOST_ANSWERS:
             raise InputError(f"{name}, responses", len(new.responses), f"expected 2 answers, or 3 to {MOST_ANSWERS} to rank")
         for each in new.responses:
-            check_text(f"{name}, response", each.text)
+            for words in (each.text, each.model, each.checkpoint):
+                check_text(f"{name}, response", words)
+            if each.rm_score is not None and not math.isfinite(each.rm_score):
+                raise InputError(f"{name}, rm_score", each.rm_score, "expected a finite number or None")
+        check_text(f"{name}, sampled_by", new.sampled_by)
         if len({each.text for each in new.responses}) < len(new.responses):
             raise InputError(f"{name}, responses", new.responses[0].text, "expected texts that differ: drop the record")
-        if not new.messages or not all(isinstance(each.get("role"), str) and "content" in each for each in new.messages):
-            raise InputError(f"{name}, messages", new.messages, "expected a list of {'role': ..., 'content': ...}, not empty")
+        if not new.messages:
+            raise InputError(f"{name}, messages", new.messages, "expected at least one message")
+        for message in new.messages:
+            for key in ("role", "content"):
+                check_text(f"{name}, messages, {key}", message.get(key))
         if new.overlap is not None and not 1 <= new.overlap <= 100:
             raise InputError(f"{name}, overlap", new.overlap, "expected 1 to 100")
         if not math.isfinite(new.priority):
@@ -95,8 +102,11 @@ class _Checked:
         if new.propensity is not None and not 0 < new.propensity <= 1:
             raise InputError(f"{name}, propensity", new.propensity, "expected a probability above 0")
         self.gold = _gold(name, self.kind, new)
-        self.item = _hash(list(new.messages))
-        self.responses = [_response_hash(each) for each in new.responses]
+        try:
+            self.item = _hash([dict(message) for message in new.messages])
+            self.responses = [_response_hash(each) for each in new.responses]
+        except (TypeError, ValueError) as error:
+            raise InputError(name, str(error), "expected messages and sampling parameters of plain JSON values") from None
         self.hash = _hash([self.item, sorted(self.responses)])
 
 
@@ -180,7 +190,7 @@ def _comparison_row(project_id: int, item_id: int, each: _Checked, overlap: int,
         "item_id": item_id,
         "kind": each.kind,
         "source": "gold" if each.gold and source == "queue" else source,
-        "place": -float(new.priority),
+        "place": 0.0 - new.priority,
         "overlap": new.overlap or overlap,
         **dict.fromkeys(("done", "leased", "skips", "flagged", "returned"), 0),
         "state": "open",
@@ -198,7 +208,7 @@ def _response_hash(new: NewResponse) -> str:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=dict).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def _chunks(records: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -96,7 +96,7 @@ def log_in(database: Database, name: str, password: str, address: str) -> Login:
     An attempt counts as failed before its password is looked at, so that many at once gain nothing; a success clears the count.
     A name that does not exist takes as long as one that does.
     """
-    name, address = name[:LONGEST].replace("\0", ""), address[:LONGEST]
+    name, address = (words[:LONGEST].encode(errors="replace").decode().replace("\0", "") for words in (name, address))
     with database.write() as connection:
         now = database.now()
         connection.execute(delete(login_failure).where(login_failure.c.last < now - FORGOTTEN_AFTER))
