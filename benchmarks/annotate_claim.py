@@ -27,7 +27,7 @@ from annotate.store.schema import assignment, comparison, user
 def main() -> None:
     """Build the state, time `--claims` claims and as many submits (each with its next claim), print the percentiles.
 
-    `first`: the one that has to pass over all that was seen. `cpu`: this process's own time, which a busy machine does not stretch.
+    `first`: the one that has to pass over all that was seen. `cpu`: this process's own time, which other work does not stretch.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", help="an empty database; a SQLite file in a temporary folder by default")
@@ -88,18 +88,16 @@ def _pair(number: int) -> NewComparison:
 def _measure(protocol: Protocol, person: int, repeats: int) -> dict[str, list[tuple[float, float]]]:
     times: dict[str, list[tuple[float, float]]] = {"claim": [], "submit_and_claim": []}
     for _ in range(repeats):
-        task = _timed(times["claim"], lambda: protocol.claim(person))
+        task = _timed(times["claim"], protocol.claim, person)
         verdict = Verdict(task.revision, "preference", 1)
-        result = _timed(
-            times["submit_and_claim"], lambda task=task, verdict=verdict: protocol.submit(task.assignment, person, verdict)
-        )
+        result = _timed(times["submit_and_claim"], protocol.submit, task.assignment, person, verdict)
         _answer_unseen(protocol.database, result.next.assignment)  # so that the next claim has to search
     return times
 
 
-def _timed(into: list[tuple[float, float]], call: Callable[[], Any]) -> Any:
+def _timed(into: list[tuple[float, float]], call: Callable[..., Any], *values: object) -> Any:
     wall, cpu = time.perf_counter(), time.process_time()
-    found = call()
+    found = call(*values)
     into.append((time.perf_counter() - wall, time.process_time() - cpu))
     return found
 

@@ -80,7 +80,7 @@ def postgresql_server() -> Iterator[str | None]:
 def _programs() -> Path | None:
     found = shutil.which("initdb")
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    return Path(found).parent if found else debian[-1].parent if debian else None
+    return Path(found).resolve().parent if found else debian[-1].parent if debian else None
 
 
 def _run(folder: Path, command: list[object]) -> None:
