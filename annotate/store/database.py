@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from annotate.store import migration
@@ -102,6 +103,12 @@ def open_database(url: str, *, now: Callable[[], float] = time.time) -> Database
     with database.write() as connection:
         migration.migrate(connection, database.shown_url)
     return database
+
+
+def insert_missing(connection: Connection, table: Table) -> Any:
+    """An INSERT into `table` that passes over rows which are there already, also those of a transaction not yet committed."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table).on_conflict_do_nothing()
 
 
 def _checked(url: str) -> URL:

@@ -11,10 +11,9 @@ from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Table, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from annotate.store.audit import record
-from annotate.store.database import Database
+from annotate.store.database import Database, insert_missing
 from annotate.store.records import NewComparison, NewResponse
 from annotate.store.schema import candidate, comparison, item, project, response
 from annotate.store.verdicts import check_ranking, check_strength, check_text, dense
@@ -125,7 +124,9 @@ def _gold(name: str, kind: str, new: NewComparison) -> dict[str, Any] | None:
 
 
 def _add(connection: Connection, project_id: int, records: Sequence[_Checked], source: str, now: float) -> list[int]:
-    overlap = connection.execute(select(project.c.overlap).where(project.c.id == project_id)).scalar_one_or_none()
+    # Locked, so that two imports of the same records in different orders do not wait for each other.
+    query = select(project.c.overlap).where(project.c.id == project_id).with_for_update(key_share=True)
+    overlap = connection.execute(query).scalar_one_or_none()
     if overlap is None:
         raise InputError("project", project_id, "which does not exist")
     fresh = {each.hash: each for each in reversed(records)}  # the first of equal ones stays
@@ -146,7 +147,7 @@ def _add(connection: Connection, project_id: int, records: Sequence[_Checked], s
         for each, row in zip(records, rows)
         for position, part in enumerate(each.responses)
     ]
-    connection.execute(_insert(connection, candidate).on_conflict_do_nothing(), parts)
+    connection.execute(insert_missing(connection, candidate), parts)
     if source == "queue":
         _work_in_front(connection, project_id)
     return [keys[project_id, each.hash] for each in records]
@@ -159,7 +160,7 @@ def _work_in_front(connection: Connection, project_id: int) -> None:
 
 def _ensure(connection: Connection, table: Table, owner: str, rows: list[dict[str, Any]]) -> dict[tuple[int, str], int]:
     """The ids by (owner, hash), of rows that were there and of those that were not and are now."""
-    connection.execute(_insert(connection, table).on_conflict_do_nothing(), rows)
+    connection.execute(insert_missing(connection, table), rows)
     return _known(connection, table, owner, [(row[owner], row["hash"]) for row in rows])
 
 
@@ -167,10 +168,6 @@ def _known(connection: Connection, table: Table, owner: str, keys: list[tuple[in
     column = table.c[owner]
     query = select(table.c.id, column, table.c.hash).where(tuple_(column, table.c.hash).in_(keys))
     return {(row[1], row[2]): row[0] for row in connection.execute(query)}
-
-
-def _insert(connection: Connection, table: Table):  # type: ignore[no-untyped-def]  # the two dialects' inserts share no type
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 def _item_row(project_id: int, each: _Checked) -> dict[str, Any]:

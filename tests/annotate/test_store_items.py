@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import pytest
 
@@ -106,6 +107,23 @@ def test_an_import_cut_short_goes_on_where_it_stopped(database, monkeypatch):
         add_comparisons(database, world.project.id, cut_short())
     assert len(world.rows(comparison)) == 8
     assert add_comparisons(database, world.project.id, (pair(number) for number in range(12))) == Added(4, 8)
+
+
+def test_imports_at_once_of_the_same_records_in_different_orders_add_each_once(database):
+    world = World(database)
+    records = [pair(number) for number in range(40)]
+    counts = []
+    orders = (records, records[::-1], records[20:] + records[:20])
+    threads = [
+        threading.Thread(target=lambda order=order: counts.append(add_comparisons(database, world.project.id, order).added))
+        for order in orders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(counts), sum(counts)) == (3, 40)
+    assert [len(world.rows(table)) for table in (item, response, comparison, candidate)] == [40, 80, 40, 80]
 
 
 def test_a_live_comparison_goes_to_its_chatter_alone(database):
