@@ -122,8 +122,15 @@ class Event:
 def panel_parts() -> dict[str, Any]:
     """Keyword arguments for `gr.HTML`: template, style and script."""
     here = files("annotate.app.panel")
-    html, css, js = ((here / f"panel.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    return {"html_template": html, "css_template": stylesheet() + css, "js_on_load": js, "apply_default_css": False}
+    html, css, drawing, script = (
+        (here / name).read_text(encoding="utf-8") for name in ("panel.html", "panel.css", "drawing.js", "panel.js")
+    )
+    return {
+        "html_template": html,
+        "css_template": stylesheet() + css,
+        "js_on_load": drawing + script,
+        "apply_default_css": False,
+    }
 
 
 def panel_value(
