@@ -61,7 +61,7 @@ def test_three_answers_make_a_ranking_and_one_or_ten_are_refused():
 
 
 def test_the_parts_survive_the_templates_of_gradio():
-    """Gradio compiles the template and the style as Handlebars and then as a template string: neither may find anything in them."""
+    """Gradio reads template and style as Handlebars, then as a template string: neither may find anything in them."""
     parts = panel_parts()
     for text in (parts["html_template"], parts["css_template"]):
         assert not any(mark in text for mark in ("`", "${", "{{", "\\", "@children", "url(", "@import", "http"))

@@ -1,7 +1,7 @@
 """The judging panel: one `gr.HTML` whose value is a task and whose one event, `judge`, is everything a person said about it.
 
     panel = gr.HTML(value=panel_value(...), **panel_parts())
-    panel.judge(handler, inputs=None, outputs=panel, queue=False, show_progress="hidden")
+    panel.judge(handler, None, panel, **PANEL_EVENT)
 
     def handler(event: gr.EventData, request: gr.Request) -> dict[str, Any]:
         said = read_event(event._data)
@@ -36,6 +36,9 @@ from rlhf_kit.errors import InputError
 
 EventKind = Literal["preference", "tie", "both_bad", "rank", "skip", "flag", "undo"]
 FLAG_REASONS = ("unsafe", "personal data", "broken or cut off", "cannot be judged", "other")
+
+# Votes do not wait in the queue; "multiple", because Gradio would otherwise hold a retry back while the first try still hangs.
+PANEL_EVENT: Mapping[str, Any] = {"queue": False, "show_progress": "hidden", "trigger_mode": "multiple"}
 
 # For the page around the panel (`css=` of the mount): without Gradio's margins, and without the overflow that ends stickiness.
 PAGE_CSS = """

@@ -36,11 +36,13 @@ function drawTask() {
   $('.aspects').replaceChildren(...(pair ? task.aspects.map(aspectControl) : []));
   $('.why').hidden = task.justification === 'off';
   $('.justification').value = '';
-  $('.justification').placeholder = task.justification === 'required' ? 'A reason in a sentence (needed)' : 'A reason in a sentence';
+  $('.justification').placeholder = 'A reason in a sentence' + (task.justification === 'required' ? ' (needed)' : '');
   delete $('.why').dataset.missing;
   $('.extras').hidden = task.justification === 'off' && !(pair && task.aspects.length) && !draft.flags.length;
-  $('.reasons').replaceChildren(...task.flag_reasons.map((reason, index) =>
-    make('button', {type: 'button', className: 'reason', value: reason, ariaPressed: 'false'}, reason + ' ', keyCap(String(index + 1)))));
+  $('.reasons').replaceChildren(...task.flag_reasons.map((reason, index) => {
+    const properties = {type: 'button', className: 'reason', value: reason, ariaPressed: 'false'};
+    return make('button', properties, reason + ' ', keyCap(String(index + 1)));
+  }));
   activate(0);
   if (!pair) drawOrder();
 }
@@ -69,7 +71,13 @@ function answerCard(answer, index) {
 function fillPanes() {
   const raw = $('[data-do=raw]').getAttribute('aria-pressed') === 'true';
   $('.prompt').innerHTML = raw ? task.conversation.raw : task.conversation.html;  // both made by annotate.render
-  $$('.pane').forEach((pane, index) => { pane.innerHTML = raw ? task.answers[index].raw : task.answers[index].html; pane.scrollTop = 0; });
+  $$('.pane').forEach((pane, index) => {
+    pane.innerHTML = raw ? task.answers[index].raw : task.answers[index].html;
+    pane.scrollTop = 0;
+  });
+}
+function makeScrollable() {  // wide code, tables and formulas scroll by the keyboard too
+  for (const box of $$('.md pre, .md-table, .md-maths')) if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
 }
 function scaleButtons() {
   const words = {1: 'slightly better', 2: 'better', 3: 'much better'};

@@ -10,6 +10,7 @@ let task = {};            // the value now shown
 let draft = null;         // what the person has said about it so far
 let armed = false;        // whether a verdict is taken: painted, 150 ms ago, and not yet answered
 let pending = null;       // the event sent and not yet answered
+const answered = new Set();  // events that have had their reply
 let retryTimer = 0;
 let shownAt = null, visibleMs = 0;
 
@@ -25,9 +26,9 @@ const letter = (index) => (task.mode === 'rank' ? String(index + 1) : 'AB'[index
 // --- What the server sent ---------------------------------------------------------------------------------------------------
 function receive(value) {
   if (!value || typeof value !== 'object') return;
-  const answered = pending && (value.reply_to === pending.event_id || value.assignment !== pending.assignment);
-  if (pending && !answered) return;  // a late reply to something older
-  if (pending) { pending = null; clearTimeout(retryTimer); setOffline(''); }
+  if (answered.has(value.reply_to)) return;  // a second reply to a repeated event: the panel has moved on
+  if (pending && value.reply_to !== pending.event_id && value.assignment === pending.assignment) return;
+  if (pending) { answered.add(pending.event_id); pending = null; clearTimeout(retryTimer); setOffline(''); }
   const same = draft && value.assignment !== null && value.assignment === task.assignment && value.revision === task.revision;
   task = value;
   if (!same) { draft = newDraft(); stopClock(); visibleMs = 0; shownAt = null; }
@@ -50,6 +51,7 @@ function armAfterPaint() {
   requestAnimationFrame(() => requestAnimationFrame(() => {
     if (shownAt === null && !visibleMs) $('.prompt').scrollTop = $('.prompt').scrollHeight;  // the question is what is asked last
     if (task.assignment === assignment && shownAt === null) startClock();
+    makeScrollable();
     setTimeout(() => {
       armed = task.view === 'task' && !pending;
       root.dataset.armed = armed ? assignment : '';
@@ -139,13 +141,16 @@ const HELP = [
   ['1 to 7', 'A much better, ..., 4 a tie, ..., B much better (fewer on a shorter scale)'],
   ['← →', 'move along the scale; Enter takes it'], ['b', 'both are bad'], ['s', 'skip: somebody else gets it'],
   ['f', 'flag, with a reason'], ['u or z', 'undo the last judgement'], ['j', 'write why; Esc comes back'],
-  ['e', 'correct the outlined answer; Esc comes back'], ['r', 'raw text, every character'], ['g', 'guidelines'], ['?', 'these keys'],
+  ['e', 'correct the outlined answer; Esc comes back'], ['r', 'raw text, every character'],
+  ['g', 'guidelines'], ['?', 'these keys'],
   ['1 to 9', 'when ranking: the answers, best first; Backspace takes one back, Enter submits'],
 ];
 function toggleRaw() {
   const button = $('[data-do=raw]');
   button.setAttribute('aria-pressed', button.getAttribute('aria-pressed') !== 'true');
-  if (task.view === 'task') fillPanes();
+  if (task.view !== 'task') return;
+  fillPanes();
+  makeScrollable();
 }
 function toggleDialog(selector) {
   const dialog = $(selector);
@@ -178,11 +183,13 @@ const ACTIONS = {
   edit: () => task.edit && edit(draft.active),
   why: () => task.justification !== 'off' && $('.justification').focus(),
   clear: () => { draft.order = []; drawOrder(); },
-  raw: toggleRaw, guidelines: showGuidelines, help: () => toggleDialog('.help'), theme: () => setTheme(isDark() ? 'light' : 'dark'),
+  raw: toggleRaw, guidelines: showGuidelines, help: () => toggleDialog('.help'),
+  theme: () => setTheme(isDark() ? 'light' : 'dark'),
   close: () => $$('dialog[open]').forEach((dialog) => dialog.close()),
 };
 const KEYS = {
-  b: 'both_bad', s: 'skip', f: 'flag', u: 'undo', z: 'undo', e: 'edit', j: 'why', r: 'raw', g: 'guidelines', '?': 'help', Enter: 'rank',
+  b: 'both_bad', s: 'skip', f: 'flag', u: 'undo', z: 'undo', e: 'edit', j: 'why',
+  r: 'raw', g: 'guidelines', '?': 'help', Enter: 'rank',
 };
 
 function onClick(event) {
@@ -228,7 +235,8 @@ function onKey(event) {
     return card && root.contains(card) ? stopEditing(card) : writing.blur();
   }
   if (writing) return;
-  const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : 0, key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : 0;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (dialog) {
     if (digit && dialog.matches('.flagging')) $$('.reason')[digit - 1]?.click();
     else if ((key === 'g' && dialog.matches('.guidelines')) || (key === '?' && dialog.matches('.help'))) dialog.close();

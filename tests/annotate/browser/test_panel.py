@@ -170,6 +170,21 @@ def test_without_an_answer_the_same_event_is_sent_again_and_the_person_is_told(o
     assert page.locator(".offline").is_hidden()
 
 
+def test_a_late_reply_to_a_repeated_event_does_not_turn_the_panel_back(open_panel: Opener):
+    demo, page = open_panel()
+    demo.slow = 2.5
+    page.keyboard.press("1")
+    page.wait_for_timeout(500)
+    demo.slow = 0
+    page.evaluate("window.dispatchEvent(new Event('online'))")
+    armed(page, 38)
+    page.keyboard.press("7")
+    armed(page, 39)
+    page.wait_for_timeout(3_000)  # the first reply, which shows task 38, comes now
+    assert page.locator(".annotate").get_attribute("data-armed") == "task-39"
+    assert [(event.assignment, event.attempt) for event in demo.events] == [("task-37", 1), ("task-37", 2), ("task-38", 1)]
+
+
 def test_only_time_on_a_visible_page_counts(open_panel: Opener):
     demo, page = open_panel()
     turn = """(state) => {
