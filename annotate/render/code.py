@@ -14,8 +14,8 @@ MAX_HIGHLIGHTED = 20_000  # characters; longer code is shown plain
 # Only these are loaded: some of the hundreds of lexers take time quadratic in their input.
 LANGUAGES = re.compile(
     r"python|py|python3|py3|pycon|bash|sh|shell|console|zsh|javascript|js|typescript|ts|jsx|tsx|java|kotlin|scala|c|cpp|c\+\+|"
-    r"csharp|c#|cs|go|golang|rust|rs|ruby|rb|php|perl|swift|r|julia|matlab|lua|haskell|hs|sql|html|xml|css|scss|json|jsonl|yaml|yml|"
-    r"toml|ini|diff|dockerfile|docker|make|makefile|cmake|latex|tex|powershell|ps1|elixir|erlang|clojure|lisp|scheme|ocaml|dart"
+    r"csharp|c#|cs|go|golang|rust|rs|ruby|rb|php|perl|swift|r|julia|matlab|lua|haskell|hs|sql|html|xml|css|scss|json|jsonl|yaml|"
+    r"yml|toml|ini|diff|dockerfile|docker|make|makefile|cmake|latex|tex|powershell|ps1|elixir|erlang|clojure|lisp|scheme|ocaml|dart"
 )
 
 

@@ -1,7 +1,7 @@
 """The judging panel: one `gr.HTML` whose value is a task and whose one event, `judge`, is everything a person said about it.
 
     panel = gr.HTML(value=panel_value(...), **panel_parts())
-    panel.judge(handler, inputs=None, outputs=panel, queue=False, show_progress="hidden")
+    panel.judge(handler, None, panel, **PANEL_EVENT)
 
     def handler(event: gr.EventData, request: gr.Request) -> dict[str, Any]:
         said = read_event(event._data)
@@ -36,6 +36,9 @@ from rlhf_kit.errors import InputError
 
 EventKind = Literal["preference", "tie", "both_bad", "rank", "skip", "flag", "undo"]
 FLAG_REASONS = ("unsafe", "personal data", "broken or cut off", "cannot be judged", "other")
+
+# Votes do not wait in the queue; "multiple", because Gradio would otherwise hold a retry back while the first try still hangs.
+PANEL_EVENT: Mapping[str, Any] = {"queue": False, "show_progress": "hidden", "trigger_mode": "multiple"}
 
 # For the page around the panel (`css=` of the mount): without Gradio's margins, and without the overflow that ends stickiness.
 PAGE_CSS = """
@@ -122,8 +125,15 @@ class Event:
 def panel_parts() -> dict[str, Any]:
     """Keyword arguments for `gr.HTML`: template, style and script."""
     here = files("annotate.app.panel")
-    html, css, js = ((here / f"panel.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    return {"html_template": html, "css_template": stylesheet() + css, "js_on_load": js, "apply_default_css": False}
+    html, css, drawing, script = (
+        (here / name).read_text(encoding="utf-8") for name in ("panel.html", "panel.css", "drawing.js", "panel.js")
+    )
+    return {
+        "html_template": html,
+        "css_template": stylesheet() + css,
+        "js_on_load": drawing + script,
+        "apply_default_css": False,
+    }
 
 
 def panel_value(

@@ -1,4 +1,5 @@
-// The judging panel's behaviour. Gradio calls it with `element`, `trigger`, `props` and `watch`; the contract is in __init__.py.
+// The judging panel's behaviour. Gradio calls it with `element`, `trigger`, `props` and `watch`; the contract is in
+// __init__.py, the drawing in drawing.js, loaded before it.
 const root = element.querySelector('.annotate');
 const $ = (selector) => root.querySelector(selector);
 const $$ = (selector) => [...root.querySelectorAll(selector)];
@@ -9,6 +10,7 @@ let task = {};            // the value now shown
 let draft = null;         // what the person has said about it so far
 let armed = false;        // whether a verdict is taken: painted, 150 ms ago, and not yet answered
 let pending = null;       // the event sent and not yet answered
+const answered = new Set();  // events that have had their reply
 let retryTimer = 0;
 let shownAt = null, visibleMs = 0;
 
@@ -24,9 +26,9 @@ const letter = (index) => (task.mode === 'rank' ? String(index + 1) : 'AB'[index
 // --- What the server sent ---------------------------------------------------------------------------------------------------
 function receive(value) {
   if (!value || typeof value !== 'object') return;
-  const answered = pending && (value.reply_to === pending.event_id || value.assignment !== pending.assignment);
-  if (pending && !answered) return;  // a late reply to something older
-  if (pending) { pending = null; clearTimeout(retryTimer); setOffline(''); }
+  if (answered.has(value.reply_to)) return;  // a second reply to a repeated event: the panel has moved on
+  if (pending && value.reply_to !== pending.event_id && value.assignment === pending.assignment) return;
+  if (pending) { answered.add(pending.event_id); pending = null; clearTimeout(retryTimer); setOffline(''); }
   const same = draft && value.assignment !== null && value.assignment === task.assignment && value.revision === task.revision;
   task = value;
   if (!same) { draft = newDraft(); stopClock(); visibleMs = 0; shownAt = null; }
@@ -49,6 +51,7 @@ function armAfterPaint() {
   requestAnimationFrame(() => requestAnimationFrame(() => {
     if (shownAt === null && !visibleMs) $('.prompt').scrollTop = $('.prompt').scrollHeight;  // the question is what is asked last
     if (task.assignment === assignment && shownAt === null) startClock();
+    makeScrollable();
     setTimeout(() => {
       armed = task.view === 'task' && !pending;
       root.dataset.armed = armed ? assignment : '';
@@ -60,125 +63,6 @@ function armAfterPaint() {
 function startClock() { if (document.visibilityState === 'visible') shownAt = performance.now(); }
 function stopClock() { if (shownAt !== null) visibleMs += performance.now() - shownAt; shownAt = null; }
 function onVisibility() { document.visibilityState === 'visible' ? startClock() : stopClock(); }
-
-// --- Drawing ----------------------------------------------------------------------------------------------------------------
-function drawProgress() {
-  const {done, total, today, eta_seconds: eta} = task.progress;
-  $('.count').textContent = total === null ? done + ' judged' : done + ' of ' + total;
-  $('.track').hidden = total === null;
-  $('.fill').style.width = (total ? 100 * Math.min(1, done / total) : 0) + '%';
-  $('.track').setAttribute('aria-valuemax', total || 1);
-  $('.track').setAttribute('aria-valuenow', Math.min(done, total || 1));
-  const left = eta === null ? '' : eta < 90 ? 'about a minute left' : eta < 5400 ? 'about ' + Math.round(eta / 60) + ' min left'
-    : 'about ' + Math.round(eta / 3600) + ' h left';
-  $('.pace').textContent = [today ? today + ' today' : '', left].filter(Boolean).join(' · ');
-}
-function drawNotice(notice) {
-  const box = $('.notice');
-  box.textContent = notice ? notice.text : '';
-  box.dataset.kind = notice ? notice.kind : '';
-}
-function drawEmpty() {
-  $('.empty h2').textContent = task.empty.title;
-  $('.empty p').textContent = task.empty.text;
-}
-function drawTools() {
-  $('.empty').hidden = task.view !== 'empty';
-  $('[data-do=undo]').disabled = !task.undo;
-  $('[data-do=guidelines]').disabled = !task.guidelines.html;
-  drawFlags();
-}
-function drawTask() {
-  $('.answers').replaceChildren(...task.answers.map(answerCard));
-  fillPanes();
-  const pair = task.mode === 'pair';
-  $('.scale').hidden = !pair;
-  $('.order').hidden = pair;
-  $('[data-do=both_bad]').hidden = !pair;
-  $('.scale').replaceChildren(...(pair ? scaleButtons() : []));
-  $('.aspects').replaceChildren(...(pair ? task.aspects.map(aspectControl) : []));
-  $('.why').hidden = task.justification === 'off';
-  $('.justification').value = '';
-  $('.justification').placeholder = task.justification === 'required' ? 'A reason in a sentence (needed)' : 'A reason in a sentence';
-  delete $('.why').dataset.missing;
-  $('.extras').hidden = task.justification === 'off' && !(pair && task.aspects.length) && !draft.flags.length;
-  $('.reasons').replaceChildren(...task.flag_reasons.map((reason, index) =>
-    make('button', {type: 'button', className: 'reason', value: reason, ariaPressed: 'false'}, reason + ' ', keyCap(String(index + 1)))));
-  activate(0);
-  if (!pair) drawOrder();
-}
-function answerCard(answer, index) {
-  const heading = make('h2', {}, 'Answer ' + letter(index));
-  const header = make('header', {}, heading, make('span', {className: 'place'}));
-  if (task.mode === 'rank') {
-    const rank = make('button', {type: 'button', className: 'rank-it', value: String(index)}, 'Rank ', keyCap(String(index + 1)));
-    rank.setAttribute('aria-label', 'Rank answer ' + letter(index));
-    header.append(rank);
-  }
-  if (task.edit) {
-    const edit = make('button', {type: 'button', className: 'edit-it', value: String(index)}, 'Edit ', keyCap('e'));
-    edit.setAttribute('aria-label', 'Correct answer ' + letter(index));
-    header.append(edit);
-  }
-  const pane = make('div', {className: 'pane', tabIndex: 0});
-  pane.setAttribute('role', 'region');
-  pane.setAttribute('aria-label', 'Answer ' + letter(index) + ', text');
-  const card = make('section', {className: 'answer'}, header, pane);
-  card.dataset.index = index;
-  card.addEventListener('pointerdown', () => activate(index));
-  card.addEventListener('focusin', () => activate(index));
-  return card;
-}
-function fillPanes() {
-  const raw = $('[data-do=raw]').getAttribute('aria-pressed') === 'true';
-  $('.prompt').innerHTML = raw ? task.conversation.raw : task.conversation.html;  // both made by annotate.render
-  $$('.pane').forEach((pane, index) => { pane.innerHTML = raw ? task.answers[index].raw : task.answers[index].html; pane.scrollTop = 0; });
-}
-function scaleButtons() {
-  const words = {1: 'slightly better', 2: 'better', 3: 'much better'};
-  return Array.from({length: 2 * task.scale + 1}, (_, index) => {
-    const strength = index - task.scale, size = Math.abs(strength), side = strength < 0 ? 'A' : 'B';
-    const label = size === 0 ? 'Tie' : task.scale === 1 ? side + ' is better' : side + ' ' + words[size];
-    const button = make('button', {type: 'button', className: 'step', value: String(strength), tabIndex: size ? -1 : 0}, keyCap(String(index + 1)),
-      make('span', {className: 'long'}, label), make('span', {className: 'short'}, size ? side + '+'.repeat(size) : 'Tie'));
-    button.setAttribute('aria-label', label);
-    button.dataset.size = size;
-    return button;
-  });
-}
-function aspectControl(name) {
-  const steps = Array.from({length: 2 * task.scale + 1}, (_, index) => {
-    const strength = index - task.scale;
-    const button = make('button', {type: 'button', className: 'mark', value: String(strength), name, role: 'radio', ariaChecked: 'false', tabIndex: strength ? -1 : 0});
-    button.setAttribute('aria-label', strength === 0 ? 'tie' : (strength < 0 ? 'A' : 'B') + ' by ' + Math.abs(strength));
-    return button;
-  });
-  const group = make('div', {className: 'steps', role: 'radiogroup'}, make('span', {}, 'A'), ...steps, make('span', {}, 'B'));
-  group.setAttribute('aria-label', name);
-  return make('div', {className: 'aspect'}, make('span', {}, name), group);
-}
-function drawFlags() {
-  $('.flags').textContent = draft && draft.flags.length ? 'Marked: ' + draft.flags.join(', ') : '';
-  if (draft && draft.flags.length) $('.extras').hidden = false;
-}
-function drawOrder() {
-  const rest = task.answers.map((_, index) => index).filter((index) => !draft.order.includes(index));
-  $('.chips').replaceChildren(...[...draft.order, ...rest].map((index) => {
-    const place = draft.order.indexOf(index), chip = make('li', {draggable: true}, (place < 0 ? '' : place + 1 + '. ') + 'Answer ' + letter(index));
-    if (place >= 0) chip.dataset.ranked = '';
-    chip.dataset.index = index;
-    return chip;
-  }));
-  $$('.answer').forEach((card, index) => {
-    const place = draft.order.indexOf(index);
-    card.querySelector('.place').textContent = place < 0 ? '' : '#' + (place + 1);
-  });
-  $('[data-do=rank]').disabled = draft.order.length !== task.answers.length;
-}
-function activate(index) {
-  draft.active = index;
-  $$('.answer').forEach((card, at) => card.toggleAttribute('data-active', at === index));
-}
 
 // --- Saying something -------------------------------------------------------------------------------------------------------
 function judge(kind, fields = {}, button = null) {
@@ -194,9 +78,11 @@ function judge(kind, fields = {}, button = null) {
 function send(fields, button) {
   const running = shownAt === null ? 0 : performance.now() - shownAt;
   pending = {
-    event_id: Date.now().toString(36) + Math.random().toString(36).slice(2), attempt: 1, assignment: task.assignment, revision: task.revision,
-    undo: null, strength: 0, ranking: null, aspects: {...draft.aspects}, flags: [...draft.flags], justification: $('.justification').value,
-    edits: {...draft.edits}, visible_ms: Math.round(visibleMs + running), guidelines_version: task.guidelines.version, ...fields,
+    event_id: Date.now().toString(36) + Math.random().toString(36).slice(2), attempt: 1,
+    assignment: task.assignment, revision: task.revision, undo: null, strength: 0, ranking: null,
+    aspects: {...draft.aspects}, flags: [...draft.flags], edits: {...draft.edits},
+    justification: [$('.justification').value, draft.remark].filter((words) => words.trim()).join('\n\n'),
+    visible_ms: Math.round(visibleMs + running), guidelines_version: task.guidelines.version, ...fields,
   };
   armed = false;
   root.dataset.armed = '';
@@ -238,28 +124,8 @@ function place(index, at = null) {
 function setAspect(name, strength) {
   if (draft.aspects[name] === strength) delete draft.aspects[name];  // a second click takes it back
   else draft.aspects[name] = strength;
-  $$('.mark').filter((mark) => mark.name === name).forEach((mark) => { mark.ariaChecked = String(draft.aspects[name] === Number(mark.value)); });
-}
-function edit(index) {
-  const card = $$('.answer')[index], open = card.querySelector('.editor');
-  if (open) return open.focus();
-  const source = make('div', {innerHTML: task.answers[index].raw}).textContent, pane = card.querySelector('.pane');
-  const editor = make('textarea', {className: 'editor', value: draft.edits[index] ?? source});
-  editor.setAttribute('aria-label', 'Corrected answer ' + letter(index));
-  editor.addEventListener('input', () => {
-    if (editor.value === source.replaceAll('\r\n', '\n').replaceAll('\r', '\n')) delete draft.edits[index];
-    else draft.edits[index] = editor.value;
-    card.querySelector('h2').textContent = 'Answer ' + letter(index) + (index in draft.edits ? ', corrected' : '');
-  });
-  pane.hidden = true;
-  card.append(editor);
-  card.querySelector('.edit-it').firstChild.textContent = 'Done ';
-  editor.focus();
-}
-function stopEditing(card) {
-  card.querySelector('.editor').remove();
-  card.querySelector('.pane').hidden = false;
-  card.querySelector('.edit-it').firstChild.textContent = 'Edit ';
+  const marks = $$('.mark').filter((mark) => mark.name === name);
+  marks.forEach((mark) => { mark.ariaChecked = String(draft.aspects[name] === Number(mark.value)); });
 }
 function flag(outright) {
   draft.flags = $$('.reason').filter((reason) => reason.ariaPressed === 'true').map((reason) => reason.value);
@@ -267,20 +133,24 @@ function flag(outright) {
   if (outright && !draft.flags.length) return;
   $('.flagging').close();
   drawFlags();
-  if (outright) judge('flag', {justification: draft.remark || $('.justification').value}, $('[data-do=flag]'));
+  if (outright) judge('flag', {}, $('[data-do=flag]'));
 }
 
 // --- Tools ------------------------------------------------------------------------------------------------------------------
 const HELP = [
-  ['1 to 7', 'A much better, ..., 4 a tie, ..., B much better (fewer on a shorter scale)'], ['← →', 'move along the scale; Enter takes it'],
-  ['b', 'both are bad'], ['s', 'skip: somebody else gets it'], ['f', 'flag, with a reason'], ['u or z', 'undo the last judgement'],
-  ['j', 'write why; Esc comes back'], ['e', 'correct the outlined answer; Esc comes back'], ['r', 'raw text, every character'],
-  ['g', 'guidelines'], ['?', 'these keys'], ['1 to 9', 'when ranking: the answers, best first; Backspace takes one back, Enter submits'],
+  ['1 to 7', 'A much better, ..., 4 a tie, ..., B much better (fewer on a shorter scale)'],
+  ['← →', 'move along the scale; Enter takes it'], ['b', 'both are bad'], ['s', 'skip: somebody else gets it'],
+  ['f', 'flag, with a reason'], ['u or z', 'undo the last judgement'], ['j', 'write why; Esc comes back'],
+  ['e', 'correct the outlined answer; Esc comes back'], ['r', 'raw text, every character'],
+  ['g', 'guidelines'], ['?', 'these keys'],
+  ['1 to 9', 'when ranking: the answers, best first; Backspace takes one back, Enter submits'],
 ];
 function toggleRaw() {
   const button = $('[data-do=raw]');
   button.setAttribute('aria-pressed', button.getAttribute('aria-pressed') !== 'true');
-  if (task.view === 'task') fillPanes();
+  if (task.view !== 'task') return;
+  fillPanes();
+  makeScrollable();
 }
 function toggleDialog(selector) {
   const dialog = $(selector);
@@ -291,7 +161,14 @@ function setTheme(theme) {
   document.body.classList.toggle('dark', theme === 'dark');
   try { localStorage.setItem('annotate-theme', theme); } catch { /* private mode: the choice lasts as long as the page */ }
 }
-function isDark() { return getComputedStyle(root).colorScheme === 'dark' || (getComputedStyle(root).colorScheme !== 'light' && matchMedia('(prefers-color-scheme: dark)').matches); }
+function isDark() {
+  return root.dataset.theme ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
+}
+function showGuidelines() {
+  if (!task.guidelines?.html) return;
+  $('.guidelines .body').innerHTML = task.guidelines.html;
+  toggleDialog('.guidelines');
+}
 function openFlagging() {
   if (!armed) return;
   for (const reason of $$('.reason')) reason.ariaPressed = String(draft.flags.includes(reason.value));
@@ -299,13 +176,21 @@ function openFlagging() {
   $('.flagging').showModal();
 }
 const ACTIONS = {
-  undo, rank, skip: () => judge('skip', {}, $('[data-do=skip]')), both_bad: () => task.mode === 'pair' && judge('both_bad', {}, $('[data-do=both_bad]')),
-  flag: openFlagging, 'flag-only': () => flag(false), 'flag-send': () => flag(true), raw: toggleRaw, clear: () => { draft.order = []; drawOrder(); },
-  guidelines: () => { if (task.guidelines.html) { $('.guidelines .body').innerHTML = task.guidelines.html; toggleDialog('.guidelines'); } },
-  help: () => toggleDialog('.help'), theme: () => setTheme(isDark() ? 'light' : 'dark'), close: () => $$('dialog[open]').forEach((dialog) => dialog.close()),
-  edit: () => task.edit && edit(draft.active), why: () => task.justification !== 'off' && $('.justification').focus(),
+  undo, rank,
+  both_bad: () => task.mode === 'pair' && judge('both_bad', {}, $('[data-do=both_bad]')),
+  skip: () => judge('skip', {}, $('[data-do=skip]')),
+  flag: openFlagging, 'flag-only': () => flag(false), 'flag-send': () => flag(true),
+  edit: () => task.edit && edit(draft.active),
+  why: () => task.justification !== 'off' && $('.justification').focus(),
+  clear: () => { draft.order = []; drawOrder(); },
+  raw: toggleRaw, guidelines: showGuidelines, help: () => toggleDialog('.help'),
+  theme: () => setTheme(isDark() ? 'light' : 'dark'),
+  close: () => $$('dialog[open]').forEach((dialog) => dialog.close()),
 };
-const KEYS = {b: 'both_bad', s: 'skip', f: 'flag', u: 'undo', z: 'undo', r: 'raw', g: 'guidelines', '?': 'help', e: 'edit', j: 'why', Enter: 'rank'};
+const KEYS = {
+  b: 'both_bad', s: 'skip', f: 'flag', u: 'undo', z: 'undo', e: 'edit', j: 'why',
+  r: 'raw', g: 'guidelines', '?': 'help', Enter: 'rank',
+};
 
 function onClick(event) {
   const button = event.target.closest('button');
@@ -321,14 +206,19 @@ function onClick(event) {
   }
 }
 function moveAlong(buttons, step) {
-  const at = buttons.findIndex((button) => button.tabIndex === 0), next = buttons[Math.max(0, Math.min(buttons.length - 1, at + step))];
+  const at = buttons.findIndex((button) => button.tabIndex === 0);
+  const next = buttons[Math.max(0, Math.min(buttons.length - 1, at + step))];
   for (const button of buttons) button.tabIndex = button === next ? 0 : -1;
   next.focus();
   return next;
 }
 function onArrow(event, step) {
   const group = event.target.closest?.('.steps');
-  if (group) { const mark = moveAlong([...group.querySelectorAll('.mark')], step); delete draft.aspects[mark.name]; return setAspect(mark.name, Number(mark.value)); }
+  if (group) {
+    const mark = moveAlong([...group.querySelectorAll('.mark')], step);
+    delete draft.aspects[mark.name];
+    return setAspect(mark.name, Number(mark.value));
+  }
   if (task.mode === 'rank') return activate(Math.max(0, Math.min(task.answers.length - 1, draft.active + step)));
   const chosen = Number(moveAlong($$('.step'), step).value);
   if (chosen) activate(chosen < 0 ? 0 : 1);
@@ -345,7 +235,8 @@ function onKey(event) {
     return card && root.contains(card) ? stopEditing(card) : writing.blur();
   }
   if (writing) return;
-  const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : 0, key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : 0;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (dialog) {
     if (digit && dialog.matches('.flagging')) $$('.reason')[digit - 1]?.click();
     else if ((key === 'g' && dialog.matches('.guidelines')) || (key === '?' && dialog.matches('.help'))) dialog.close();
@@ -364,7 +255,10 @@ function onKey(event) {
 
 // --- Dragging the chips of a ranking ----------------------------------------------------------------------------------------
 let dragged = null;
-$('.chips').addEventListener('dragstart', (event) => { dragged = Number(event.target.dataset.index); event.dataTransfer.effectAllowed = 'move'; });
+$('.chips').addEventListener('dragstart', (event) => {
+  dragged = Number(event.target.dataset.index);
+  event.dataTransfer.effectAllowed = 'move';
+});
 $('.chips').addEventListener('dragover', (event) => event.preventDefault());
 $('.chips').addEventListener('drop', (event) => {
   event.preventDefault();

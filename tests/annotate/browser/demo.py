@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
-from annotate.app.panel import PAGE_CSS, Event, PanelTask, Progress, panel_parts, panel_value, read_event
+from annotate.app.panel import PAGE_CSS, PANEL_EVENT, Event, PanelTask, Progress, panel_parts, panel_value, read_event
 
 _ASK = "I keep seeing **KL divergence** in papers about fine-tuning. What is it, and why is it in the loss?"
 _FIRST = r"""Think of it as the *price of surprise*: how many extra nats you pay when you expect $q$ but the world follows $p$.
@@ -67,12 +68,13 @@ GUIDELINES = (
 
 @dataclass
 class Demo:
-    """Keeps what it was sent. `down`: answer nothing, as a server does that cannot be reached."""
+    """Keeps what it was sent. `down`: answer nothing, as a server does that cannot be reached; `slow`: seconds a reply takes."""
 
     rank: bool = False
     justification: Any = "optional"
     last: int = 400
     down: bool = False
+    slow: float = 0.0
     events: list[Event] = field(default_factory=list)
     at: int = 37
     app: Any = None
@@ -106,13 +108,15 @@ class Demo:
             return self.value(said.event_id, "Undone: here it is again.")
         if said.assignment == f"task-{self.at}":
             self.at += 1
-        return self.value(said.event_id)
+        reply = self.value(said.event_id)
+        time.sleep(self.slow)
+        return reply
 
     def blocks(self) -> gr.Blocks:
         """The app."""
         with gr.Blocks(title="Demo") as blocks:
             panel = gr.HTML(value=self.value(), **panel_parts())
-            panel.judge(self.judge, None, panel, queue=False, show_progress="hidden")
+            panel.judge(self.judge, None, panel, **PANEL_EVENT)
             blocks.load(self.value, None, panel, queue=False, show_progress="hidden")
         return blocks
 

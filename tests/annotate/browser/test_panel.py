@@ -99,14 +99,12 @@ def test_everything_entered_travels_with_the_judgement_and_the_next_task_starts_
 
 def test_repeats_modifiers_composition_and_rapid_keys_send_nothing_more(open_panel: Opener):
     demo, page = open_panel()
-    fire = "(init) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', bubbles: true, cancelable: true, ...init}))"
+    fire = "(init) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', bubbles: true, ...init}))"
     for init in ({"repeat": True}, {"ctrlKey": True}, {"metaKey": True}, {"altKey": True}, {"isComposing": True}):
         page.evaluate(fire, init)
     page.wait_for_timeout(300)
     assert demo.events == []
-    page.evaluate(
-        "() => { for (const key of '1726bs3') document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true})); }"
-    )
+    page.evaluate(f"() => {{ for (const key of '1726bs3') ({fire})({{key}}); }}")
     armed(page, 38)
     page.wait_for_timeout(300)
     assert [event.strength for event in demo.events] == [-3]
@@ -172,12 +170,30 @@ def test_without_an_answer_the_same_event_is_sent_again_and_the_person_is_told(o
     assert page.locator(".offline").is_hidden()
 
 
+def test_a_late_reply_to_a_repeated_event_does_not_turn_the_panel_back(open_panel: Opener):
+    demo, page = open_panel()
+    demo.slow = 2.5
+    page.keyboard.press("1")
+    page.wait_for_timeout(500)
+    demo.slow = 0
+    page.evaluate("window.dispatchEvent(new Event('online'))")
+    armed(page, 38)
+    page.keyboard.press("7")
+    armed(page, 39)
+    page.wait_for_timeout(3_000)  # the first reply, which shows task 38, comes now
+    assert page.locator(".annotate").get_attribute("data-armed") == "task-39"
+    assert [(event.assignment, event.attempt) for event in demo.events] == [("task-37", 1), ("task-37", 2), ("task-38", 1)]
+
+
 def test_only_time_on_a_visible_page_counts(open_panel: Opener):
     demo, page = open_panel()
-    hide = "(state) => { Object.defineProperty(document, 'visibilityState', {value: state, configurable: true}); document.dispatchEvent(new Event('visibilitychange')); }"
-    page.evaluate(hide, "hidden")
+    turn = """(state) => {
+      Object.defineProperty(document, 'visibilityState', {value: state, configurable: true});
+      document.dispatchEvent(new Event('visibilitychange'));
+    }"""
+    page.evaluate(turn, "hidden")
     page.wait_for_timeout(3_000)
-    page.evaluate(hide, "visible")
+    page.evaluate(turn, "visible")
     page.keyboard.press("1")
     armed(page, 38)
     assert demo.events[0].visible_ms < 2_500
