@@ -129,7 +129,7 @@ def main(config: HumanLabelsConfig) -> dict[str, Any]:
         report = reports[name] = quality_report(judgments, how=how, rankings=config.rankings)
         counts = report["counts"]
         report["length_lean"] = length_lean(judgments).as_dict()
-        print(f"\n== {name}: {counts['labels']} labels of {counts['items']} pairs by {counts['annotators']} annotators")
+        print(f"\n== {name}: {counts['labels']} labels of {counts['items']} pairs by {counts['annotators']} annotator(s)")
         print("\n".join(agreement_lines(report)))
         if name == "pandalm_3annotators":
             for pair in report["pairs"]:

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from annotate.quality.estimates import Estimate, Resampling, bootstrap_sums, ratio, undefined
+from annotate.quality.estimates import Estimate, Resampling, bootstrap_share, undefined
 from rlhf_kit.evaluation.intervals import check_same_length
 
 
@@ -44,4 +44,4 @@ def cyclic_triples(
             tables.append((circular, decided))
     if not tables:
         return undefined("no three answers have all their pairs decided")
-    return bootstrap_sums(np.array(tables, dtype=np.float64), lambda sums: ratio(sums[:, 0], sums[:, 1]), how, reason="")
+    return bootstrap_share(np.array(tables, dtype=np.float64), how, reason="")
