@@ -324,8 +324,9 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, name: str, x_lab
             parts.append(_text(LEFT - 7, py(tick) + 3.5, count(tick), "tick", "end"))
     decades = range(math.floor(first / math.log(10)), math.ceil(last / math.log(10)) + 1)
     marks = [m * 10.0**d for d in decades for m in (1, 2, 5) if edges[0] <= m * 10.0**d <= edges[-1]]
-    for tick in marks[:: 1 + len(marks) // 9]:
-        parts.append(_text(px(tick), HEIGHT - 14, number(tick), "tick", "end" if px(tick) > WIDTH - 24 else "middle"))
+    marks = marks[:: 1 + len(marks) // 9]
+    for tick, text in zip(marks, _tick_texts(marks, number)):
+        parts.append(_text(px(tick), HEIGHT - 14, text, "tick", "end" if px(tick) > WIDTH - 24 else "middle"))
     parts.append(_text(LEFT + width / 2, HEIGHT - 1.5, x_label, "axis", "middle"))
     for (a, b), found in zip(itertools.pairwise(edges), counts):
         wide, tall = max(0.5, px(b) - px(a) - 1), TOP + height - py(found)
