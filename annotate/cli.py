@@ -72,10 +72,16 @@ class ServeConfig(DatabaseConfig):
 
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in: put a server with TLS before it
     port: int = 7860
-    admin: str | None = None  # name of an admin, made with a password that is printed once if there is nobody of that name
-    project: str | None = None  # the project to begin with; made where it is missing
-    demo: bool = False  # fill an empty project with the embedded world's comparisons
-    models: tuple[str, ...] = ()  # two checkpoints to chat with and compare
+    https: bool = (
+        False  # a server with TLS stands before this one: cookies travel by it alone, and its X-Forwarded-For is believed
+    )
+    public_host: tuple[str, ...] = ()  # names by which people reach it, beside this machine's own; 0.0.0.0 and none: any
+    admin: str | None = None  # an admin, made with a password that is printed once; None: `admin`, where there is none yet
+    project: str | None = None  # made where it is missing; None: `default`, where there is none yet
+    demo: bool = False  # fill the project, where it is empty, with the embedded world's comparisons
+    models: tuple[str, ...] = ()  # two checkpoints (or one, twice) to chat with and compare
+    max_new_tokens: int = 256  # of their answers
+    temperature: float = 0.7  # of their answers
 
 
 @dataclass

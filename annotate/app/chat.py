@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from annotate.app.judging import Judging
-from annotate.app.panel import Progress, panel_parts, panel_value, read_event
+from annotate.app.panel import PANEL_EVENT, Progress, panel_parts, panel_value, read_event
 from annotate.app.people import NO_PROJECT, project_named, whose
 from annotate.render import render_messages, render_response
 from annotate.store.items import add_live
@@ -84,12 +84,12 @@ def chat_page(judging: Judging, speakers: Speakers) -> Callable[[gr.Dropdown], N
         talk = gr.HTML(elem_id="talk", apply_default_css=False)
         with gr.Row(elem_classes="say"):
             box = gr.Textbox(placeholder="Say something", show_label=False, container=False, lines=2, max_lines=8, scale=8)
-            go = gr.Button("Send", variant="primary", scale=1, min_width=90)
-            anew = gr.Button("Begin anew", scale=1, min_width=110)
+            go = gr.Button("Send", variant="primary", scale=0, min_width=100)
+            anew = gr.Button("Begin anew", scale=0, min_width=140)
         for event in (go.click, box.submit):
             event(send, [box, chat, project], [box, talk, panel, chat], concurrency_limit=4, show_progress="hidden")
         now: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-        panel.judge(judge, [chat, project], [talk, panel, chat, box], **now)
+        panel.judge(judge, [chat, project], [talk, panel, chat, box], **PANEL_EVENT)
         anew.click(lambda: ("", START, {"messages": []}), None, [talk, panel, chat], **now)
 
     return build

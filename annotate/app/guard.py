@@ -1,8 +1,8 @@
-"""What every request passes first: whose it is, where it comes from, how large it is, and what it may reach.
+"""What every request passes first: whose it is, where it comes from, how large it is, what it may reach.
 
-Deny by default: a path that is not named here does not exist. Gradio serves files, proxies, uploads, and its own code editor under
-its prefix; none of them is named. A hidden button is no authorisation either, so the admin's pages are a mount of their own, and what
-they call checks the role again.
+Deny by default: a path that is not named here does not exist. Gradio serves files, proxies, uploads, and its own code editor
+under its prefix; none of them is named. A hidden button is no authorisation either, so the admin's pages are a mount of their
+own, and what they call checks the role again.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ CALLS = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset", "/
 CALL_PREFIXES = ("/gradio_api/run/", "/gradio_api/api/")
 HEADERS = {
     # Gradio starts by inline scripts and compiles its templates, so both are allowed; nothing may come from or go elsewhere.
-    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
-    "frame-ancestors 'none'",
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
     "x-frame-options": "DENY",
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",  # with `no-referrer` a browser hides the origin of a form from the app itself, too

@@ -15,8 +15,10 @@ from annotate.store.database import Database
 from annotate.store.sessions import SESSION_SECONDS, close_session, open_session
 from annotate.store.users import log_in
 
-SYMBOL = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#2f5d50"/>
-<rect x="6" y="8" width="8" height="16" rx="2" fill="#fff"/><rect x="18" y="8" width="8" height="16" rx="2" fill="#9fd1bf"/></svg>"""
+SYMBOL = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
+<rect width="32" height="32" rx="7" fill="#2f5d50"/>
+<rect x="6" y="8" width="8" height="16" rx="2" fill="#fff"/>
+<rect x="18" y="8" width="8" height="16" rx="2" fill="#9fd1bf"/></svg>"""
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -24,23 +26,23 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Log in</title>
 <style>
-:root { color-scheme: light dark; --back: #f6f6f3; --card: #ffffff; --text: #1c1d1f; --soft: #5d6066; --line: #d9d9d3; --key: #2f5d50;
-  --on-key: #ffffff; --bad: #a3291f; }
-@media (prefers-color-scheme: dark) { :root { --back: #15171a; --card: #1d2024; --text: #e9e9e6; --soft: #a3a7ad; --line: #383c42;
-  --key: #7fc4ae; --on-key: #10201b; --bad: #ff9a8f; } }
+:root { color-scheme: light dark; }
 * { box-sizing: border-box; }
-body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1.25rem; background: var(--back); color: var(--text);
+body { --back: light-dark(#f6f6f3, #15171a); --card: light-dark(#ffffff, #1d2024); --text: light-dark(#1c1d1f, #e6e7e5);
+  --soft: light-dark(#5a5e64, #a6aab0); --line: light-dark(#dcdcd6, #353a40); --key: light-dark(#2f5d50, #7fc4ae);
+  --on-key: light-dark(#ffffff, #10201b); --bad: light-dark(#a3291f, #ff9a8f);
+  margin: 0; min-height: 100dvh; display: grid; place-items: center; padding: 20px; background: var(--back); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; }
-main { width: min(24rem, 100%); background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 2rem; }
-h1 { margin: 0 0 .25rem; font-size: 1.4rem; letter-spacing: -.01em; }
-p { margin: 0 0 1.5rem; color: var(--soft); }
-label { display: block; margin-bottom: 1rem; font-weight: 600; font-size: .9rem; }
-input { display: block; width: 100%; margin-top: .35rem; padding: .7rem .8rem; font: inherit; color: inherit; background: var(--back);
+main { width: min(24rem, 100%); background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 32px; }
+h1 { margin: 0 0 4px; font-size: 22px; letter-spacing: -.01em; }
+p { margin: 0 0 24px; color: var(--soft); }
+label { display: block; margin-bottom: 16px; font-weight: 600; font-size: 14px; }
+input { display: block; width: 100%; margin-top: 6px; padding: 11px 13px; font: inherit; color: inherit; background: var(--back);
   border: 1px solid var(--line); border-radius: 8px; }
-button { width: 100%; padding: .75rem; border: 0; border-radius: 8px; font: inherit; font-weight: 600; color: var(--on-key);
+button { width: 100%; padding: 12px; border: 0; border-radius: 8px; font: inherit; font-weight: 600; color: var(--on-key);
   background: var(--key); cursor: pointer; }
 input:focus-visible, button:focus-visible { outline: 2px solid var(--key); outline-offset: 2px; }
-[role=alert] { color: var(--bad); margin: 0 0 1rem; }
+[role=alert] { color: var(--bad); margin: 0 0 16px; }
 </style>
 </head>
 <body>

@@ -1,12 +1,13 @@
 """The pages of those who judge: pairs, rankings, live chats, and what they said before.
 
-Every handler asks the request whose it is; nothing that the browser says about the person is believed. Votes bypass Gradio's queue;
-only generation waits in it.
+Every handler asks the request whose it is; nothing that the browser says about the person is believed. Votes bypass Gradio's
+queue; only generation waits in it.
 """
 
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -16,7 +17,7 @@ import gradio as gr
 
 from annotate.app.guard import ADMIN, LOGOUT
 from annotate.app.judging import Judging
-from annotate.app.panel import Progress, panel_parts, panel_value, read_event
+from annotate.app.panel import PANEL_EVENT, Progress, panel_parts, panel_value, read_event
 from annotate.store.database import Database
 from annotate.store.projects import Project, list_projects
 from annotate.store.protocol import Protocol
@@ -25,7 +26,6 @@ from annotate.store.users import User
 from rlhf_kit.errors import InputError
 
 NO_PROJECT = ("No project yet", "An admin has to create a project and import pairs first.")
-STARTING = panel_value(None, Progress(), empty=("One moment", "Your next task is on its way."))
 
 
 def whose(request: gr.Request, role: str | None = None) -> User:
@@ -105,9 +105,9 @@ def people_pages(judging: Judging, *, chat: Callable[[gr.Dropdown], None] | None
             who = gr.HTML(elem_id="who", apply_default_css=False)
         with gr.Tabs(selected="pair", elem_id="pages") as tabs:
             with gr.Tab("Annotate", id="pair") as pair_tab:
-                pair = gr.HTML(value=STARTING, elem_id="pair-panel", **panel_parts())
+                pair = gr.HTML(elem_id="pair-panel", **panel_parts())
             with gr.Tab("Rank", id="rank") as rank_tab:
-                rank = gr.HTML(value=STARTING, elem_id="rank-panel", **panel_parts())
+                rank = gr.HTML(elem_id="rank-panel", **panel_parts())
             if chat is not None:
                 with gr.Tab("Chat", id="chat"):
                     chat(project)
@@ -119,8 +119,8 @@ def people_pages(judging: Judging, *, chat: Callable[[gr.Dropdown], None] | None
         pair_tab.select(opened("pair"), project, pair, **now)
         rank_tab.select(opened("rank"), project, rank, **now)
         history_tab.select(history, project, past, **now)
-        pair.judge(judged("pair"), project, pair, **now)
-        rank.judge(judged("rank"), project, rank, **now)
+        pair.judge(judged("pair"), project, pair, **PANEL_EVENT)
+        rank.judge(judged("rank"), project, rank, **PANEL_EVENT)
         past.reopen(reopened, project, [tabs, pair, rank], **now)
     return pages
 
@@ -164,7 +164,7 @@ def verdict_words(past: Past) -> str:
     if past.kind == "rank" and past.ranking is not None:
         order = sorted(range(len(past.ranking)), key=past.ranking.__getitem__)
         text = str(order[0] + 1)
-        for before, after in zip(order, order[1:]):
+        for before, after in itertools.pairwise(order):
             text += (" = " if past.ranking[before] == past.ranking[after] else " > ") + str(after + 1)
         return text
     return {"tie": "Tie", "both_bad": "Both bad", "skip": "Skipped", "flag": "Flagged"}[past.kind]

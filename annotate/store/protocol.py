@@ -58,7 +58,7 @@ class Protocol:
         return None
 
     def serve(self, comparison_id: int, user: int) -> Task:
-        """Give one live comparison to the person whose chat it comes from, in its own order: they saw the answers being written."""
+        """Give a live comparison to the person whose chat it comes from, in its own order: they saw the answers being written."""
         with self.database.write() as connection:
             settings, _ = self._project(connection), _active(connection, user)
             query = select(comparison).where(comparison.c.id == comparison_id, comparison.c.project_id == self.project)

@@ -1,4 +1,4 @@
-"""Every function behind the pages, called by its index as anybody with a session can call it: a hidden button protects nothing."""
+"""Every function behind the pages, called by its index as anybody with a session can: a hidden button protects nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ from sqlalchemy import func, select
 from annotate.store.schema import metadata
 from tests.annotate.app.conftest import World
 
-JUNK: list[Any] = [None, "first", 7, "../../etc/passwd", {"assignment": "x"}, ["x"], {"messages": [{"role": "user", "content": "x"}]}]
+JUNK: list[Any] = [
+    None,
+    "first",
+    7,
+    "../../etc/passwd",
+    {"assignment": "x"},
+    ["x"],
+    {"messages": [{"role": "user", "content": "x"}]},
+]
 CLAIMS = {"assignment", "comparison", "event", "frontier"}  # what asking for a task may change
 
 
 def counts(world: World) -> dict[str, int]:
     with world.database.read() as connection:
         return {
-            table.name: connection.execute(select(func.count()).select_from(table)).scalar_one() for table in metadata.sorted_tables
+            table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+            for table in metadata.sorted_tables
         }
 
 
@@ -72,7 +81,9 @@ def test_no_page_function_does_more_with_nonsense_than_hand_out_a_task(world: Wo
 
 def test_one_persons_page_never_shows_or_takes_what_is_anothers(world: World) -> None:
     task = world.client("bob").get("/api/claim").json()["task"]
-    world.client("bob").post("/api/submit", json={"assignment": task["assignment"], "project": "first", "verdict": {"revision": 1, "kind": "tie"}})
+    world.client("bob").post(
+        "/api/submit", json={"assignment": task["assignment"], "project": "first", "verdict": {"revision": 1, "kind": "tie"}}
+    )
     client = world.client("ann")
     for function in functions(world, "/app"):
         body = {

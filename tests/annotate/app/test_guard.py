@@ -133,7 +133,8 @@ def test_an_annotator_reaches_no_admin_path_and_nobody_what_is_not_named(world: 
     for mount in ("/app", "/admin"):
         for path in (
             "/gradio_api/file=/etc/passwd", "/gradio_api/upload", "/gradio_api/proxy=http://x", "/monitoring", "/gradio_api/info",
-            "/gradio_api/vibe-code", "/gradio_api/runs", "/gradio_api/component_server", "/gradio_api/stream/x", "/login", "/gradio_api/call/x",
+            "/gradio_api/vibe-code", "/gradio_api/runs", "/gradio_api/component_server", "/gradio_api/stream/x", "/login",
+            "/gradio_api/call/x",
         ):  # fmt: skip
             assert root.get(mount + path).status_code == 404, path
             assert root.post(mount + path).status_code == 404, path
