@@ -23,7 +23,7 @@ from annotate.store.audit import record
 from annotate.store.records import Task
 from annotate.store.schema import RETURNED, WAITS, assignment, candidate, comparison, frontier, item, response
 
-SWEEP = 100  # expired leases taken back by one claim: enough to keep up, few enough that nobody waits for it
+SWEEP = 20  # expired leases taken back by one claim: enough to keep up, few enough that nobody waits for it
 
 
 class Busy:
@@ -41,7 +41,7 @@ def _own(state: str) -> Select:
         .join(assignment, assignment.c.comparison_id == comparison.c.id)
         .where(assignment.c.user_id == bindparam("user"), assignment.c.project_id == bindparam("project"))
         .where(assignment.c.state == state, comparison.c.kind == bindparam("kind"), comparison.c.source != "live")
-        .order_by(assignment.c.leased_at.desc(), assignment.c.id.desc())
+        .order_by(assignment.c.revision.desc(), assignment.c.id.desc())  # an answer taken back comes before what followed it
         .limit(1)
     )
 
@@ -164,13 +164,16 @@ def settle(connection: Connection, project: Row, before: Row, **changes: int) ->
 def sweep(connection: Connection, project: Row, now: float) -> None:
     """Take back the slots of leases that ran out, and shorten those that a clock set back has made too long."""
     latest = now + project.lease_seconds
+    freed: dict[int, list[Row]] = {}  # by comparison: several leases of one may run out together
     for row in connection.execute(OVERDUE, {"project": project.id, "now": now, "latest": latest}).all():
         if row.lease_until > latest:
             change_assignment(connection, row.assignment_id, lease_until=latest)
             continue
         change_assignment(connection, row.assignment_id, state="expired")
-        settle(connection, project, row, leased=-1)
+        freed.setdefault(row.id, []).append(row)
         record(connection, now, "expire", user=row.user_id, project=project.id, assignment=row.assignment_id)
+    for rows in freed.values():
+        settle(connection, project, rows[0], leased=-len(rows))
 
 
 def change_assignment(connection: Connection, key: int, **values: Any) -> Row:
