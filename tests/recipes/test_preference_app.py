@@ -1,0 +1,36 @@
+"""The road through the preference app: sampled pairs, labelled through its store, exported, learned from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from annotate.cli import run
+from rlhf_kit.data.records import load_preferences
+
+
+def test_sampled_pairs_come_back_as_the_reward_models_data(
+    road: Path, recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANNOTATE_DATABASE", f"sqlite:///{tmp_path}/votes.db")
+    pairs = tmp_path / "pairs.jsonl"
+    sampled = recipe("sample_pairs", model=road / "sft", annotators="none", reward=road / "reward", output=pairs)
+    assert all(isinstance(row[f"rm_score_{side}"], float) for row in sampled for side in "ab")
+    assert {(row["model"], len(row["checkpoint"])) for row in sampled} == {(str(road / "sft"), 12)}
+
+    run(["import", "--file", str(pairs)])
+    run(["simulate", "--people", "1", "--labels", "100", "--temperature", "0.01", "--bad_below", "-100"])
+    run(["export", "--output", str(tmp_path / "export"), "--test_fraction", "0"])
+    export = tmp_path / "export" / "train.jsonl"
+    twins = sum(row["response_a"] == row["response_b"] for row in sampled)
+    ties = tmp_path / "export" / "ties.jsonl"
+    undecided = len(ties.read_text().splitlines()) if ties.exists() else 0
+    found = load_preferences(export)
+    assert len(found) + undecided + twins == len(sampled)
+    assert json.loads(export.read_text().splitlines()[0])["chosen_model"] == str(road / "sft")
+    recipe("reward", model=road / "sft", data=export, eval_fraction=0.2, output_dir=tmp_path / "reward", max_steps=1)
+    assert (tmp_path / "reward" / "config.json").exists()
