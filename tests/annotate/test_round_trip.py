@@ -22,10 +22,8 @@ class Witness(StoreClient):
 
     def submit(self, task, verdict):
         first, second = task.responses
-        better, worse = (first, second) if verdict.strength > 0 else (second, first)
-        heard.append(
-            (task.messages[-1]["content"], frozenset((first, second)), better, verdict.strength and abs(verdict.strength))
-        )
+        better = first if verdict.strength > 0 else second
+        heard.append((task.messages[-1]["content"], frozenset((first, second)), better, abs(verdict.strength)))
         return super().submit(task, verdict)
 
 
@@ -65,11 +63,8 @@ def test_what_was_labelled_is_what_comes_out(database, tmp_path):
         assert abs(expected[prompt, rejected] + row["margin"]) < 1e-12
         assert row["margin"] > 0
     preferred = {row["prompt"][-1]["content"] for row in found}
-    undecided = {
-        json.loads(line)["prompt"][-1]["content"]
-        for name in ("ties", "both_bad")
-        for line in _lines(tmp_path / "out" / f"{name}.jsonl")
-    }
+    lines = [line for name in ("ties", "both_bad") for line in _lines(tmp_path / "out" / f"{name}.jsonl")]
+    undecided = {json.loads(line)["prompt"][-1]["content"] for line in lines}
     assert preferred | undecided == {row["prompt"][-1]["content"] for row in rows}
 
 
