@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import torch
-import transformers
 
 from benchmarks.closed_form import ours, theirs
 from benchmarks.closed_form.world import BETA, EPISODES, make_world
@@ -20,9 +16,6 @@ from rlhf_kit.evaluation.charts import Series, line_chart
 
 def one(side: str, algorithm: str, seed: int) -> dict[str, Any]:
     """One run, for a process that runs nothing else: `kl, seconds, curve, peak_mb`."""
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
     world = make_world(seed)
     before, _ = resident()
     with TemporaryDirectory() as folder:
