@@ -131,13 +131,13 @@ def picture(runs: Sequence[Found]) -> str:
     for seed, run in enumerate(runs):
         rows = run["rows"]
         far = 1.15 * math.sqrt(rows[-1]["kl"])
-        shown = [[(math.sqrt(max(kl, 0.0)), reward) for kl, reward in run[key]] for key in ("path", "frontier")]
-        (ppo, best) = [[point for point in points if point[0] <= far] for points in shown]
-        series = [
-            Series("any policy", *zip(*best), colour=3, dashed=True),
-            Series("PPO", *zip(*ppo)),
-            Series("best of n", [math.sqrt(row["kl"]) for row in rows], [row["reward"] for row in rows], colour=2, style="both"),
-        ]
+        best_of_n = [(row["kl"], row["reward"]) for row in rows]
+        lines = ((run["frontier"], 3, True, "line"), (run["path"], 1, False, "line"), (best_of_n, 2, False, "both"))
+        series = []
+        for points, colour, dashed, style in lines:
+            shown = [(math.sqrt(max(kl, 0.0)), reward) for kl, reward in points if kl <= far**2]
+            x, y = [x for x, _ in shown], [y for _, y in shown]
+            series.append(Series("reward", x, y, colour=colour, dashed=dashed, style=style))
         charts.append(
             (f"World {seed}: reward", line_chart(series, name=f"reward in world {seed}", x_label="root of KL(pi, ref)"))
         )

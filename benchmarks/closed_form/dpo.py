@@ -33,9 +33,13 @@ from rlhf_kit.training.fit import fit
 from rlhf_kit.training.preference import PreferenceOptimisation
 
 KINDS = ("soft", "sampled", "fixed")
-FRESH = {"batch_size": 128, "learning_rate": 2e-3}
+FRESH: dict[str, Any] = {"batch_size": 128, "learning_rate": 2e-3}
 FRESH_PAIRS = 65_536
-FIXED = {"batch_size": 32, "learning_rate": 1e-3, "schedule": "constant"}  # no schedule knows when it will be stopped
+FIXED: dict[str, Any] = {
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "schedule": "constant",
+}  # no schedule knows when it will be stopped
 FIXED_PAIRS, HELD_OUT, EPOCHS = 4_096, 1_024, 4
 LOOKS = 16  # at a run
 
