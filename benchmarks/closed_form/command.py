@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import multiprocessing
 import time
@@ -45,7 +47,7 @@ def each(
     spawn = multiprocessing.get_context("spawn")
     children = 1 if fresh else None
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=settle, max_tasks_per_child=children) as pool:
-        futures = [pool.submit(work, *task) for task in plan]
+        futures = [pool.submit(quietly, work, task) for task in plan]
         for done, (task, future) in enumerate(zip(plan, futures), 1):
             found = future.result()
             spent = time.perf_counter() - begun
@@ -60,6 +62,12 @@ def settle() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+
+
+def quietly(work: Callable[..., Found], task: Task) -> Found:
+    """`work(*task)`, without the lines of progress that every training run prints."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return work(*task)
 
 
 def write(arguments: argparse.Namespace, result: Found, picture: Callable[[Found], str]) -> None:

@@ -8,9 +8,7 @@ knowledge of the optimum (`keep_best`, the kit's default).
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
 import statistics
 from collections.abc import Sequence
@@ -128,7 +126,7 @@ def learn_fixed(world: World, folder: Path, pairs: int = FIXED_PAIRS, epochs: in
 def one(seed: int, kind: str) -> Found:
     """One way in one world."""
     world = world_of(seed)
-    with TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+    with TemporaryDirectory() as folder:
         return learn_fixed(world, Path(folder)) if kind == "fixed" else learn_fresh(world, kind == "soft", Path(folder))
 
 

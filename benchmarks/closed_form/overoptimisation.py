@@ -3,14 +3,13 @@
 People (the gold score) want the world's reward and dislike the one token said twice that the reference says least. The proxy
 pays for it. The reference hardly ever writes it, so that nothing is wrong at first: the gold score rises, peaks, and falls
 while the proxy goes on rising (Gao et al. 2022, "Scaling laws for reward model overoptimization"). Everything is enumerated at
-each look. Three reward models that were trained on people's choices watch as well; they are never trained on or paid for.
+each look. Three reward models that were trained on people's choices watch as well; nobody is paid for what they say. A second
+run is paid for the gold score itself: an alarm that it raises too says nothing about the hole.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -22,19 +21,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.closed_form import ours
 from benchmarks.closed_form.best_of_n import mean_reward, tilted
 from benchmarks.closed_form.command import Found, each, parser, world_of, write
-from benchmarks.closed_form.ours import BATCH, SETTINGS, learn
+from benchmarks.closed_form.ours import learn
 from benchmarks.closed_form.reward_model import train
 from benchmarks.closed_form.world import PROMPTS, World, divergence, enumerate_logprobs, index_of, judged_pairs
 from benchmarks.pictures import sheet
 from rlhf_kit.batches import Rollout
 from rlhf_kit.evaluation.charts import Series, line_chart
 
-DISLIKE, BONUS = 1.0, 4.0  # what the hack costs people, and what the proxy pays for it above that
-PPO_BETA, LEARNING_RATE = 0.1, 3e-4  # a price of distance far too low, and steps small enough to see it happen
-STEPS, EVERY = 200, 2  # rollouts, and rollouts between looks
+DISLIKE, BONUS = 1.0, 5.0  # what the hack costs people, and what the proxy pays for it above that
+# A price of distance that keeps enough of a spread for the hack to be tried, and rollouts large enough to hold some of it.
+SETTINGS: dict[str, Any] = ours.SETTINGS["ppo"] | {
+    "learning_rate": 3e-4,
+    "kl_coef": 0.4,
+    "batch_size": 256,
+    "micro_batch_size": 256,
+    "total_steps": 60,
+    "schedule": "constant",
+    "log_every": 1,
+}
 JUDGES, PAIRS = 3, 1024  # reward models that watch, and the pairs that all of them learned from
+PAID = ("proxy", "gold")
+NO_SENSE = ("Answers are cut off",)  # answers of this world have four tokens and no end token
 NEEDS_GOLD = ("The reward model is over-optimised", "The gold score does not rise")
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the gold score's gain, lost since its peak
 
@@ -80,9 +90,8 @@ class Looks:
         return {"step": step, "far": far, "gold": mean_reward(logprobs, self.gold), "proxy": mean_reward(logprobs, self.proxy)}
 
     def on_step(self, step: int, rollout: Rollout, stats: dict[str, float]) -> None:
-        """Look where it is due, and log the judges' spread: a mean over the answers of the deviation between judges."""
-        if step % EVERY == 0:
-            self.points.append(self.look(step))
+        """Look, and log the judges' spread: a mean over the answers of the deviation between judges."""
+        self.points.append(self.look(step))
         if self.spread is not None:
             prompts = torch.tensor(
                 [PROMPTS.index(tuple(ids[mask].tolist())) for ids, mask in zip(rollout.query_ids, rollout.query_mask)]
@@ -90,35 +99,24 @@ class Looks:
             stats["reward/ensemble_spread"] = float(self.spread[prompts, index_of(rollout.response_ids)].mean())
 
 
-def hacked(world: World, folder: Path, *, steps: int = STEPS, judge_count: int = JUDGES, **settings: Any) -> Found:
-    """`points` of a PPO run on the proxy, and `alarms`: each by the step at which the run itself raised it."""
+def watched(world: World, paid: str, folder: Path, *, judge_count: int = JUDGES, **settings: Any) -> Found:
+    """`points` of a PPO run that is paid for `paid` (one of PAID), and `alarms`: each by the step at which the run raised it."""
     gold, proxy = rewards_of(world)
+    pays = proxy if paid == "proxy" else gold
     policy = copy.deepcopy(world.reference).requires_grad_(True)
 
     def pay(rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
-        return proxy[index_of(rollout.response_ids)]
+        return pays[index_of(rollout.response_ids)]
 
     def watch(rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
         return gold[index_of(rollout.response_ids)]
 
-    with contextlib.redirect_stderr(io.StringIO()):  # the alarms are told below
-        scores = judges(world, gold, judge_count, PAIRS, folder / "judges") if judge_count > 1 else None
-        looks = Looks(world, policy, gold, proxy, scores)
-        chosen = (
-            SETTINGS["ppo"]
-            | {"learning_rate": LEARNING_RATE, "kl_coef": PPO_BETA, "total_steps": steps, "log_every": 1}
-            | settings
-        )
-        learn("ppo", world, policy, pay, folder / "ppo", on_step=looks.on_step, monitor=watch, **chosen)
+    scores = judges(world, gold, judge_count, PAIRS, folder / "judges") if judge_count > 1 else None
+    looks = Looks(world, policy, gold, proxy, scores)
+    learn("ppo", world, policy, pay, folder / "ppo", on_step=looks.on_step, monitor=watch, **(SETTINGS | settings))
     rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
-    alarms = {title: row["step"] for row in rows for title in row.get("alarms", ())}
-    return {
-        "points": looks.points,
-        "alarms": alarms,
-        "token": rarest_repeat(world),
-        "metrics": rows,
-        "falls": falls(looks.points),
-    }
+    alarms = {title: row["step"] for row in rows for title in row.get("alarms", ()) if title not in NO_SENSE}
+    return {"points": looks.points, "alarms": alarms, "metrics": rows, "falls": falls(looks.points)}
 
 
 def falls(points: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -132,71 +130,81 @@ def falls(points: Sequence[dict[str, float]]) -> dict[str, float]:
     return found
 
 
-def one(seed: int) -> Found:
-    """The run of one world, and the exact family beside it."""
+def one(seed: int, paid: str) -> Found:
+    """The run of one world that is paid for `paid`, and the exact family beside it."""
     world = world_of(seed)
-    gold, proxy = rewards_of(world)
     with TemporaryDirectory() as folder:
-        found = hacked(world, Path(folder))
+        found = watched(world, paid, Path(folder))
+    del found["metrics"]
+    return found | {"token": rarest_repeat(world), "family": family(world)}
+
+
+def family(world: World) -> list[dict[str, float]]:
+    """What the best policies for the proxy at every distance are worth, from near to far."""
+    gold, proxy = rewards_of(world)
     reference = torch.log_softmax(world.ref_logprobs.double(), 1)
-    family = []
-    for k in range(40):
-        logprobs = tilted(world, 12.0 * 0.88**k, proxy)
+    points = []
+    for k in range(48):
+        logprobs = tilted(world, 12.0 * 0.9**k, proxy)
         far = math.sqrt(divergence(logprobs, reference))
-        family.append({"far": far, "gold": mean_reward(logprobs, gold), "proxy": mean_reward(logprobs, proxy)})
-    return found | {"family": family}
+        points.append({"far": far, "gold": mean_reward(logprobs, gold), "proxy": mean_reward(logprobs, proxy)})
+    return points
 
 
 def told(run: Found) -> str:
     """One run as text: where the gold score peaks and falls, and what was said when."""
-    points, marks = run["points"], run["falls"]
-    place = {point["step"]: point for point in points}
+    place = {point["step"]: point for point in run["points"]}
     lines = []
-    for name, step in marks.items():
-        words = "the gold score peaks" if name == "peak" else f"{name} of its gain is lost"
+    for name, step in run["falls"].items():
+        words = "the gold score peaks" if name == "peak" else f"it has lost {name} of its gain"
         point = place[step]
         lines.append((step, 1, f"{words}: gold {point['gold']:.2f}, proxy {point['proxy']:.2f}, root of KL {point['far']:.2f}"))
     for title, step in run["alarms"].items():
         lines.append((step, 0, f"ALARM{' (needs gold)' if title in NEEDS_GOLD else ''}: {title}"))
-    return "\n".join(f"{step:6} {BATCH * step:9,}  {text}" for step, _, text in sorted(lines))
+    return "\n".join(f"{step:6} {text}" for step, _, text in sorted(lines))
 
 
-def table(runs: Sequence[Found]) -> str:
+def table(runs: dict[str, list[Found]]) -> str:
     """All runs, and where the exact families peak."""
     parts = []
-    for seed, run in enumerate(runs):
-        top = max(run["family"], key=lambda point: point["gold"])
-        end = run["points"][-1]
-        head = f"World {seed}: the proxy pays for token {run['token']} said twice. The exact family peaks at {top['far']:.2f} "
-        head += f"with gold {top['gold']:.2f}; PPO ends at {end['far']:.2f} with gold {end['gold']:.2f}, proxy {end['proxy']:.2f}"
-        parts.append(f"{head}\n{'step':>6} {'answers':>9}\n{told(run)}")
+    for seed, pair in enumerate(zip(*(runs[paid] for paid in PAID))):
+        top = max(pair[0]["family"], key=lambda point: point["gold"])
+        parts.append(
+            f"World {seed}: the proxy pays for token {pair[0]['token']} said twice. The best policies for it have their peak "
+            f"at root of KL {top['far']:.2f}, gold {top['gold']:.2f}"
+        )
+        for paid, run in zip(PAID, pair):
+            end = run["points"][-1]
+            head = (
+                f"PPO paid for the {paid} score, to root of KL {end['far']:.2f}, gold {end['gold']:.2f}, proxy {end['proxy']:.2f}"
+            )
+            parts.append(f"{head}\n  step\n{told(run)}")
     return "\n\n".join(parts)
 
 
-def picture(runs: Sequence[Found]) -> str:
-    """Both scores over the root of the distance, a chart a world, and what the alarms without gold knew."""
+def picture(runs: dict[str, list[Found]]) -> str:
+    """Both scores over the root of the distance, a chart a world, with the first alarm that needs no gold score."""
     charts = []
-    for seed, run in enumerate(runs):
+    for seed, run in enumerate(runs["proxy"]):
         series = []
         for points, dashed in ((run["family"], True), (run["points"], False)):
             far = [point["far"] for point in points]
-            series += [
-                Series(key, far, [point[key] for point in points], colour=colour, dashed=dashed)
-                for colour, key in enumerate(("proxy", "gold"), 1)
-            ]
+            for colour, key in enumerate(PAID, 1):
+                series.append(Series(key, far, [point[key] for point in points], colour=colour, dashed=dashed))
         early = [step for title, step in run["alarms"].items() if title not in NEEDS_GOLD]
         near = min(run["points"], key=lambda point: abs(point["step"] - min(early))) if early else None
         mark = (near["far"], "first alarm") if near else None
         name = f"World {seed}: scores over distance"
         charts.append((name, line_chart(series, name=name, x_label="root of KL(pi, ref)", mark=mark)))
-    return sheet(charts, ["proxy", "gold", "dashed: the exact family"])
+    return sheet(charts, ["proxy", "gold", "dashed: the best for the proxy"])
 
 
 def main(words: Sequence[str]) -> None:
-    """Every world."""
+    """Both runs in every world."""
     arguments = parser("overoptimisation", (__doc__ or "").splitlines()[0]).parse_args(words)
-    plan = [(seed,) for seed in range(arguments.seeds)]
-    lines = each(one, plan, arguments.jobs, lambda found: f"the gold score ends at {found['points'][-1]['gold']:.2f}")
-    runs = [found for _, found in lines]
+    runs: dict[str, list[Found]] = {paid: [] for paid in PAID}
+    plan = [(seed, paid) for seed in range(arguments.seeds) for paid in PAID]
+    for (_, paid), found in each(one, plan, arguments.jobs, lambda found: f"gold {found['points'][-1]['gold']:.2f} at the end"):
+        runs[paid].append(found)
     print("\n" + table(runs))
-    write(arguments, {"worlds": runs}, lambda _: picture(runs))
+    write(arguments, {"runs": runs}, lambda _: picture(runs))

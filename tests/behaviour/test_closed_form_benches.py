@@ -10,7 +10,7 @@ import torch
 from benchmarks.closed_form.best_of_n import at, best_of
 from benchmarks.closed_form.dpo import SoftLabels, learn_fixed
 from benchmarks.closed_form.ours import WorldPairs
-from benchmarks.closed_form.overoptimisation import NEEDS_GOLD, hacked, rarest_repeat, repeats, rewards_of
+from benchmarks.closed_form.overoptimisation import NEEDS_GOLD, rarest_repeat, repeats, rewards_of, watched
 from benchmarks.closed_form.reward_model import exact, train
 from benchmarks.closed_form.world import BETA, enumerate_logprobs, judged_pairs, make_world
 from rlhf_kit.objectives.preference import Answers, dpo
@@ -136,11 +136,11 @@ def test_people_dislike_what_the_proxy_pays_for_and_the_reference_hardly_says_it
     assert float((world.ref_logprobs.exp() * hacks).sum(1).mean()) < 0.02
     assert hacks.max() == 3
     torch.testing.assert_close(gold, world.rewards - hacks)
-    torch.testing.assert_close(proxy, world.rewards + 3 * hacks)
+    torch.testing.assert_close(proxy, world.rewards + 4 * hacks)
 
 
 def test_the_gold_score_falls_while_the_proxy_climbs_and_alarms_that_need_no_gold_come_first(world, tmp_path):
-    found = hacked(world, tmp_path, steps=60, learning_rate=1e-3)
+    found = watched(world, "proxy", tmp_path)
     points, falls = found["points"], found["falls"]
     assert points[-1]["proxy"] > max(point["proxy"] for point in points if point["step"] <= falls["peak"])
     assert points[-1]["gold"] < points[0]["gold"]
