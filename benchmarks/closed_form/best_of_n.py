@@ -141,7 +141,7 @@ def picture(runs: Sequence[Found]) -> str:
         charts.append(
             (f"World {seed}: reward", line_chart(series, name=f"reward in world {seed}", x_label="root of KL(pi, ref)"))
         )
-    return sheet(charts, ["PPO", "best of 2, 4, 8, 16", "the most at that distance"])
+    return sheet(charts, ["PPO", "best of 2, 4, 8, 16", "dashed: any policy"])
 
 
 def main(words: Sequence[str]) -> None:

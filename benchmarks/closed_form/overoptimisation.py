@@ -156,7 +156,7 @@ def told(run: Found) -> str:
     place = {point["step"]: point for point in run["points"]}
     lines = []
     for name, step in run["falls"].items():
-        words = "the gold score peaks" if name == "peak" else f"it has lost {name} of its gain"
+        words = "the gold score peaks" if name == "peak" else f"the gold score has lost {name} of its gain"
         point = place[step]
         lines.append((step, 1, f"{words}: gold {point['gold']:.2f}, proxy {point['proxy']:.2f}, root of KL {point['far']:.2f}"))
     for title, step in run["alarms"].items():
@@ -183,20 +183,22 @@ def table(runs: dict[str, list[Found]]) -> str:
 
 
 def picture(runs: dict[str, list[Found]]) -> str:
-    """Both scores over the root of the distance, a chart a world, with the first alarm that needs no gold score."""
+    """Both scores over the root of the distance and over rollouts, two charts a world, with the first alarm without gold."""
     charts = []
-    for seed, run in enumerate(runs["proxy"]):
-        series = []
-        for points, dashed in ((run["family"], True), (run["points"], False)):
-            far = [point["far"] for point in points]
-            for colour, key in enumerate(PAID, 1):
-                series.append(Series(key, far, [point[key] for point in points], colour=colour, dashed=dashed))
+    for seed, (run, honest) in enumerate(zip(*(runs[paid] for paid in PAID))):
         early = [step for title, step in run["alarms"].items() if title not in NEEDS_GOLD]
-        near = min(run["points"], key=lambda point: abs(point["step"] - min(early))) if early else None
-        mark = (near["far"], "first alarm") if near else None
-        name = f"World {seed}: scores over distance"
-        charts.append((name, line_chart(series, name=name, x_label="root of KL(pi, ref)", mark=mark)))
-    return sheet(charts, ["proxy", "gold", "dashed: the best for the proxy"])
+        marks = {key: (run["points"][min(early)][key], "first alarm") for key in ("far", "step")} if early else {}
+        for key, other, label, name in (
+            ("far", run["family"], "root of KL(pi, ref)", f"World {seed}; dashed: the best for the proxy"),
+            ("step", honest["points"], "rollouts", f"World {seed}; dashed: paid for the gold score"),
+        ):
+            series = [
+                Series(score, [p[key] for p in points], [p[score] for p in points], colour=colour, dashed=points is other)
+                for points in (other, run["points"])
+                for colour, score in enumerate(PAID, 1)
+            ]
+            charts.append((name, line_chart(series, name=name, x_label=label, mark=marks.get(key))))
+    return sheet(charts, PAID, columns=2)
 
 
 def main(words: Sequence[str]) -> None:
