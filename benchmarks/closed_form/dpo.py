@@ -31,8 +31,8 @@ from rlhf_kit.training.fit import fit
 from rlhf_kit.training.preference import PreferenceOptimisation
 
 KINDS = ("soft", "sampled", "fixed")
-FRESH: dict[str, Any] = {"batch_size": 128, "learning_rate": 2e-3}
-FRESH_PAIRS = 65_536
+FRESH: dict[str, Any] = {"batch_size": 64, "learning_rate": 2e-3}
+FRESH_PAIRS = 32_768
 FIXED: dict[str, Any] = {
     "batch_size": 32,
     "learning_rate": 1e-3,
@@ -58,9 +58,9 @@ class SoftLabels(PreferenceOptimisation):
         self.against = torch.sigmoid(rejected - chosen)
         return super().forward(batch)
 
-    def soft(self, chosen: Answers, rejected: Answers, *, beta: float) -> tuple[Tensor, Stats]:
+    def soft(self, chosen: Answers, rejected: Answers, *, beta: float, **options: float) -> tuple[Tensor, Stats]:
         """The kit's loss, and what the other order adds: `L(rejected, chosen) - L(chosen, rejected)` is beta D itself."""
-        loss, stats = dpo(chosen, rejected, beta=beta)
+        loss, stats = dpo(chosen, rejected, beta=beta, **options)
         return loss + (self.against * beta * (chosen.log_ratio - rejected.log_ratio)).sum(), stats
 
 

@@ -1,5 +1,6 @@
 """The other questions to the world whose optimum is known: their exact quantities by another way, and small runs of each."""
 
+import copy
 import itertools
 import math
 from types import SimpleNamespace
@@ -10,9 +11,9 @@ import torch
 from benchmarks.closed_form.best_of_n import at, best_of
 from benchmarks.closed_form.dpo import SoftLabels, learn_fixed
 from benchmarks.closed_form.ours import WorldPairs
-from benchmarks.closed_form.overoptimisation import NEEDS_GOLD, rarest_repeat, repeats, rewards_of, watched
+from benchmarks.closed_form.overoptimisation import rarest_repeat, repeats, rewards_of, watched
 from benchmarks.closed_form.reward_model import exact, train
-from benchmarks.closed_form.world import BETA, enumerate_logprobs, judged_pairs, make_world
+from benchmarks.closed_form.world import BETA, judged_pairs, make_world
 from rlhf_kit.objectives.preference import Answers, dpo
 from rlhf_kit.training.preference import answer_logps
 
@@ -93,9 +94,12 @@ def test_more_pairs_teach_more_and_never_more_than_can_be_known(world, tmp_path)
 
 
 def test_soft_labels_weigh_both_orders_of_a_pair_by_their_probability(world):
-    policy = make_world(1).reference  # not the reference, so that D is not 0
-    stage = SoftLabels(policy, world)
-    stage._reference = (world.reference,)
+    stage = SoftLabels(copy.deepcopy(world.reference), world)
+    policy = stage.model
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))  # away from the reference, so that D is not 0
     pairs = judged_pairs(world, 8, 0)
     (batch,) = WorldPairs(world, pairs, 8).micro_batches(0, 0, 1)
     found, _ = stage(batch)
@@ -139,13 +143,13 @@ def test_people_dislike_what_the_proxy_pays_for_and_the_reference_hardly_says_it
     torch.testing.assert_close(proxy, world.rewards + 4 * hacks)
 
 
-def test_the_gold_score_falls_while_the_proxy_climbs_and_alarms_that_need_no_gold_come_first(world, tmp_path):
-    found = watched(world, "proxy", tmp_path)
-    points, falls = found["points"], found["falls"]
-    assert points[-1]["proxy"] > max(point["proxy"] for point in points if point["step"] <= falls["peak"])
-    assert points[-1]["gold"] < points[0]["gold"]
-    early = [step for title, step in found["alarms"].items() if title not in NEEDS_GOLD]
-    assert min(early) < falls["50%"]
-    gold, _ = rewards_of(world)
-    assert points[0]["gold"] == pytest.approx(float((world.ref_logprobs.exp() * gold).sum(1).mean()), abs=1e-6)
-    assert enumerate_logprobs(world.reference).shape == world.ref_logprobs.shape
+def test_the_gold_score_falls_while_the_proxy_climbs_and_an_alarm_that_needs_no_gold_comes_first(world, tmp_path):
+    found = watched(world, "proxy", tmp_path, judge_count=0, total_steps=20)
+    points, falls, alarms = found["points"], found["falls"], found["alarms"]
+    start, peak, end = points[0], points[falls["peak"]], points[-1]
+    assert start["gold"] < peak["gold"] > 0.5
+    assert end["gold"] < start["gold"] - 1
+    assert end["proxy"] > peak["proxy"] + 3
+    assert alarms["Some answers score far above the rest"] < falls["10%"]
+    assert alarms["The reward model is over-optimised"] > falls["25%"]
+    assert falls["peak"] < falls["10%"] <= falls["25%"] <= falls["50%"] <= falls["100%"]
