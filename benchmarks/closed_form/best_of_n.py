@@ -20,15 +20,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.closed_form.command import Found, each, parser, world_of, write
-from benchmarks.closed_form.ours import BATCH, SETTINGS, learn
+from benchmarks.closed_form.ours import SETTINGS, learn
 from benchmarks.closed_form.world import World, divergence, enumerate_logprobs
 from benchmarks.pictures import sheet
 from rlhf_kit.batches import Rollout
 from rlhf_kit.evaluation.charts import Series, line_chart
 
 DRAWS = (2, 4, 8, 16)
-PPO_BETA = 0.15  # low enough that the run passes the distance of best of 16
-EVERY = 4  # steps between looks
+# PPO in steps small enough to see its path, by rollouts large enough to show what is rare.
+SLOW: dict[str, Any] = SETTINGS["ppo"] | {
+    "learning_rate": 3e-4,
+    "schedule": "constant",
+    "batch_size": 256,
+    "micro_batch_size": 256,
+}
+PPO: dict[str, Any] = {"kl_coef": 0.15, "total_steps": 24}  # so that the run passes the distance of best of 16
 
 
 def best_of(logprobs: Tensor, scores: Tensor, n: int) -> Tensor:
@@ -68,7 +74,7 @@ def best_at(world: World, kl: float) -> float:
     return mean_reward(tilted(world, low), world.rewards)
 
 
-def path(world: World, folder: Path, episodes: int | None = None) -> list[tuple[float, float]]:
+def path(world: World, folder: Path) -> list[tuple[float, float]]:
     """`(KL from the reference, reward)` of PPO at a small price of distance as it learns, exactly."""
     policy = copy.deepcopy(world.reference).requires_grad_(True)
     points = [(0.0, mean_reward(world.ref_logprobs, world.rewards))]
@@ -76,13 +82,11 @@ def path(world: World, folder: Path, episodes: int | None = None) -> list[tuple[
     def score(rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
         return world.reward_of(rollout.response_ids)
 
-    def look(step: int, *_: Any) -> None:
-        if step % EVERY == 0:
-            logprobs = enumerate_logprobs(policy)
-            points.append((divergence(logprobs, world.ref_logprobs), mean_reward(logprobs, world.rewards)))
+    def look(*_: Any) -> None:
+        logprobs = enumerate_logprobs(policy)
+        points.append((divergence(logprobs, world.ref_logprobs), mean_reward(logprobs, world.rewards)))
 
-    settings = SETTINGS["ppo"] | {"kl_coef": PPO_BETA} | ({"total_steps": episodes // BATCH} if episodes else {})
-    learn("ppo", world, policy, score, folder, on_step=look, **settings)
+    learn("ppo", world, policy, score, folder, on_step=look, **(SLOW | PPO))
     return points
 
 

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.closed_form import ours
-from benchmarks.closed_form.best_of_n import mean_reward, tilted
+from benchmarks.closed_form.best_of_n import SLOW, mean_reward, tilted
 from benchmarks.closed_form.command import Found, each, parser, world_of, write
 from benchmarks.closed_form.ours import learn
 from benchmarks.closed_form.reward_model import train
@@ -32,16 +31,8 @@ from rlhf_kit.batches import Rollout
 from rlhf_kit.evaluation.charts import Series, line_chart
 
 DISLIKE, BONUS = 1.0, 5.0  # what the hack costs people, and what the proxy pays for it above that
-# A price of distance that keeps enough of a spread for the hack to be tried, and rollouts large enough to hold some of it.
-SETTINGS: dict[str, Any] = ours.SETTINGS["ppo"] | {
-    "learning_rate": 3e-4,
-    "kl_coef": 0.4,
-    "batch_size": 256,
-    "micro_batch_size": 256,
-    "total_steps": 60,
-    "schedule": "constant",
-    "log_every": 1,
-}
+# A price of distance that keeps enough of a spread for the hack to be tried.
+SETTINGS: dict[str, Any] = SLOW | {"kl_coef": 0.4, "total_steps": 60, "log_every": 1}
 JUDGES, PAIRS = 3, 1024  # reward models that watch, and the pairs that all of them learned from
 PAID = ("proxy", "gold")
 NO_SENSE = ("Answers are cut off",)  # answers of this world have four tokens and no end token
