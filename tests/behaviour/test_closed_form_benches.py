@@ -122,9 +122,9 @@ def test_soft_labels_weigh_both_orders_of_a_pair_by_their_probability(world):
 
 
 def test_few_pairs_seen_often_lead_away_from_the_optimum_and_held_out_pairs_say_when_to_stop(world, tmp_path):
-    found = learn_fixed(world, tmp_path, pairs=1_024, epochs=8)
+    found = learn_fixed(world, tmp_path, pairs=512, epochs=10)
     assert found["kl"] < found["start"]
-    assert found["kl"] < 0.9 * found["last"]
+    assert found["kl"] < 0.6 * found["last"]
     assert found["kept_epoch"] < found["points"][-1]["epoch"]
     assert found["points"][-1]["train_loss"] < found["points"][0]["train_loss"]
     assert world.kl_to_optimum(world.reference) == pytest.approx(found["start"])
