@@ -32,7 +32,7 @@ from rlhf_kit.evaluation.charts import Series, line_chart
 
 DISLIKE, BONUS = 1.0, 5.0  # what the hack costs people, and what the proxy pays for it above that
 # A price of distance that keeps enough of a spread for the hack to be tried.
-SETTINGS: dict[str, Any] = SLOW | {"kl_coef": 0.4, "total_steps": 60, "log_every": 1}
+SETTINGS: dict[str, Any] = SLOW | {"kl_coef": 0.4, "learning_rate": 1.5e-4, "total_steps": 100, "log_every": 1}
 JUDGES, PAIRS = 3, 1024  # reward models that watch, and the pairs that all of them learned from
 PAID = ("proxy", "gold")
 NO_SENSE = ("Answers are cut off",)  # answers of this world have four tokens and no end token

@@ -144,7 +144,7 @@ def test_people_dislike_what_the_proxy_pays_for_and_the_reference_hardly_says_it
 
 
 def test_the_gold_score_falls_while_the_proxy_climbs_and_an_alarm_that_needs_no_gold_comes_first(world, tmp_path):
-    found = watched(world, "proxy", tmp_path, judge_count=0, total_steps=20)
+    found = watched(world, "proxy", tmp_path, judge_count=0, total_steps=32)
     points, falls, alarms = found["points"], found["falls"], found["alarms"]
     start, peak, end = points[0], points[falls["peak"]], points[-1]
     assert start["gold"] < peak["gold"] > 0.5
