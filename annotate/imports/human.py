@@ -64,7 +64,8 @@ def read_pandalm(rows: Iterable[Row]) -> Iterator[Record]:
         yield {
             "id": row["id"],
             "prompt": _user(row["instruction"], row["input"]),
-            "responses": [{"text": row[f"output_{i}"], "model": model} for i, model in enumerate(models, 1)],
+            # A few answers of one word were released as a JSON number or truth value.
+            "responses": [{"text": str(row[f"output_{i}"]), "model": model} for i, model in enumerate(models, 1)],
             "labels": [{"annotator": f"annotator {i}", "strength": strength} for i, strength in enumerate(labels, 1)],
         }
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from annotate.quality.estimates import Estimate, Floats, Resampling, bootstrap_sums, ratio, undefined
+from annotate.quality.estimates import Estimate, Floats, Resampling, bootstrap_share, bootstrap_sums, ratio, undefined
 from annotate.quality.labels import LabelMatrix
 from rlhf_kit.errors import InputError
 
@@ -35,7 +35,7 @@ def raw_agreement(matrix: LabelMatrix, how: Resampling = DEFAULT) -> Estimate:
         return undefined(NO_OVERLAP)
     labels = counts.sum(1)
     tables = np.stack([(counts * (counts - 1)).sum(1), labels * (labels - 1)], axis=1)
-    return bootstrap_sums(tables, lambda sums: ratio(sums[:, 0], sums[:, 1]), how, reason=NO_OVERLAP)
+    return bootstrap_share(tables, how, reason=NO_OVERLAP)
 
 
 def cohen_kappa(
@@ -84,8 +84,8 @@ def agreement_with_others(matrix: LabelMatrix, annotator: Hashable, how: Resampl
         none = undefined(f"nobody else has labelled an item of {annotator!r}")
         return none, none
     pairs = (np.eye(k)[own][:, :, None] * others[:, None, :]).reshape(len(own), k * k)
-    equal = np.eye(k).reshape(-1)
-    share = bootstrap_sums(pairs, lambda sums: ratio(sums @ equal, sums.sum(1)), how, reason=NO_OVERLAP)
+    equal = np.stack([pairs @ np.eye(k).reshape(-1), pairs.sum(1)], axis=1)
+    share = bootstrap_share(equal, how, reason=NO_OVERLAP)
     kappa = bootstrap_sums(pairs, lambda sums: _kappa(sums, 1 - np.eye(k)), how, reason=_one_label(others, matrix))
     return share, kappa
 

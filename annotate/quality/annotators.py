@@ -37,7 +37,8 @@ class Profile:
 
     `gold`: right answers on items of known truth. `agreement`, `kappa`: with everybody else, raw and beyond chance.
     `reliability`: expected share of right labels by Dawid and Skene's model; its interval takes the model's truths as given.
-    `left`: rate of the left side. `length`: log-odds for the left answer for 100 words more. `run`: longest run of one key.
+    `left`: rate of the left side. `length`: log-odds for the left answer for 100 words more. `run`: longest run of one key, None
+    where the sides were not kept.
     """
 
     annotator: Hashable
@@ -50,7 +51,7 @@ class Profile:
     length: Estimate
     too_fast: Estimate
     median_seconds: float | None
-    run: int
+    run: int | None
     flags: list[Flag] = field(default_factory=list)
 
 
@@ -89,7 +90,7 @@ def profile_annotators(
                 length_slope(*lengths, how.level) if lengths[0] else undefined("sides or lengths were not kept"),
                 too_fast([j.seconds or 0.0 for j in read], [_shown(j) for j in read], level=how.level),
                 float(np.median([j.seconds for j in timed])) if timed else None,
-                longest_run(_keys(mine))[0],
+                longest_run(keys)[0] if (keys := _keys(mine)) else None,
             )
         )
     checks = _checks(profiles, own, thresholds, how.level)
@@ -114,8 +115,8 @@ def _shown(judgment: Judgment) -> int:
 
 
 def _keys(judgments: Sequence[Judgment]) -> list[int]:
-    """What was pressed: the strength as seen on the screen."""
-    return [-j.strength if j.first_on_left is False else j.strength for j in judgments]
+    """What was pressed: the strength as seen on the screen, which is unknown where the sides were not kept."""
+    return [j.strength if j.first_on_left else -j.strength for j in judgments if j.first_on_left is not None]
 
 
 def _checks(
@@ -124,7 +125,7 @@ def _checks(
     """Every check that an annotator has enough judgments for."""
     everything = [j for mine in own.values() for j in mine]
     frequency = Counter(_keys(everything))
-    shares = np.array(list(frequency.values())) / len(everything)
+    shares = np.array(list(frequency.values())) / max(1, frequency.total())
     checks: dict[Hashable, dict[str, Check]] = {p.annotator: {} for p in profiles}
     for p in profiles:
         found: dict[str, Check | None] = {
@@ -133,7 +134,7 @@ def _checks(
             "side": _side_check(p, limits),
             "length": _length_check(p, [j for j in everything if j.annotator != p.annotator], limits, level),
             "too fast": _fast_check(p, limits),
-            "same key": _run_check(p, shares, limits),
+            "same key": _run_check(p, len(_keys(own[p.annotator])), shares, limits),
         }
         checks[p.annotator] = {kind: check for kind, check in found.items() if check is not None}
     for annotator, check in _pace_checks(own, limits).items():
@@ -215,16 +216,16 @@ def _fast_check(p: Profile, limits: Thresholds) -> Check | None:
     )
 
 
-def _run_check(p: Profile, shares: Any, limits: Thresholds) -> Check | None:
-    if p.labels < limits.fewest:
+def _run_check(p: Profile, n: int, shares: Any, limits: Thresholds) -> Check | None:
+    if p.run is None or n < limits.fewest:
         return None
-    limit = next(r for r in range(1, p.labels + 2) if run_bound(r, p.labels, shares) < limits.false_alarms)
+    limit = next(r for r in range(1, n + 2) if run_bound(r, n, shares) < limits.false_alarms)
     return Check(
         float(p.run),
         float(limit),
-        run_bound(p.run, p.labels, shares),
+        run_bound(p.run, n, shares),
         p.run >= limit,
-        f"Pressed the same key {count(p.run)} times in a row in {count(p.labels)} judgments; {count(limit)} by chance is rare.",
+        f"Pressed the same key {count(p.run)} times in a row in {count(n)} judgments; {count(limit)} by chance is rare.",
     )
 
 

@@ -72,8 +72,10 @@ def percentile_interval(draws: Floats, how: Resampling) -> tuple[float | None, f
     if 2 * missing >= how.resamples:
         return None, None, f"no interval: undefined in {missing} of {how.resamples} resamples"
     low, high = np.quantile(defined, [(1 - how.level) / 2, (1 + how.level) / 2])
-    note = f"undefined in {missing} of {how.resamples} resamples, which the interval leaves out" if missing else ""
-    return float(low), float(high), note
+    notes = [f"undefined in {missing} of {how.resamples} resamples, which the interval leaves out"] if missing else []
+    if low == high:
+        notes.append("every resample gives the same, so that the interval cannot see past these items")
+    return float(low), float(high), "; ".join(notes)
 
 
 def bootstrap_sums(
@@ -96,6 +98,22 @@ def bootstrap_sums(
     draws = [statistic(weights @ tables) for weights in resample_weights(n, clusters, how.resamples, how.seed)]
     low, high, note = percentile_interval(np.concatenate(draws), how)
     return Estimate(value, low, high, n, note)
+
+
+def bootstrap_share(tables: Floats, how: Resampling, *, reason: str) -> Estimate:
+    """A share of what N items hold, such as the pairs of labels that agree, with its bootstrap interval over items.
+
+    Where all agree, or none, every resample says the same, and the exact bound over the items (Clopper & Pearson 1934) stands
+    instead.
+
+    Args:
+        tables: (N, 2) of what counts and what there is, of each item.
+    """
+    found = bootstrap_sums(tables, lambda sums: ratio(sums[:, 0], sums[:, 1]), how, reason=reason)
+    if found.value not in (0.0, 1.0):
+        return found
+    far = ((1 - how.level) / 2) ** (1 / found.n)
+    return Estimate(found.value, far, 1.0, found.n) if found.value else Estimate(0.0, 0.0, 1 - far, found.n)
 
 
 def ratio(top: Floats, bottom: Floats) -> Floats:

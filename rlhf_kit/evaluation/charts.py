@@ -207,11 +207,11 @@ def line_chart(
     return _svg(name, hover, "".join(back) + clipped + "".join(front))
 
 
-def _svg(name: str, hover: Sequence[object], content: str) -> str:
+def _svg(name: str, hover: Sequence[object], content: str, height: float = HEIGHT) -> str:
     data = html.escape(json.dumps(hover, ensure_ascii=False, separators=(",", ":")))
     label = html.escape(name)
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" data-series="{data}">{content}</svg>'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}" data-series="{data}">{content}</svg>'
     )
 
 
@@ -245,6 +245,102 @@ def reliability_chart(predicted: Sequence[float], observed: Sequence[float], pai
     hover |= {"x": [round(px(p), 1) for p in predicted], "y": [round(py(o), 1) for o in observed]}
     hover |= {"at": [f"says {percent(p)}, {n} pairs" for p, n in zip(predicted, pairs)], "value": [percent(o) for o in observed]}
     return _svg("How often the reward model is right, over how sure it is", [hover], "".join(parts))
+
+
+@dataclass
+class Row:
+    """One line of an interval chart: what it is of, the estimate, and the ends of its interval where there is one."""
+
+    label: str
+    estimate: float
+    low: float | None = None
+    high: float | None = None
+    colour: int = 1
+
+
+def interval_chart(
+    rows: Sequence[Row],
+    *,
+    name: str,
+    x_label: str,
+    x_format: Format = number,
+    include: Sequence[float] = (),
+    guide: Guide | None = None,
+) -> str:
+    """Estimates with their intervals, one under the other on a common axis, the labels on the left.
+
+    Args:
+        name: what a screen reader says the plot is.
+        include: x values that the axis must reach.
+    """
+    left, step = 108, 19
+    width, height = WIDTH - left - RIGHT, step * len(rows)
+    guides = [] if guide is None else [guide.low, guide.high]
+    ends = [end for row in rows for end in (row.low, row.estimate, row.high) if end is not None]
+    x_low, x_high = _domain(ends, [*include, *guides])
+
+    def px(x: float) -> float:
+        return left + (x - x_low) / (x_high - x_low) * width
+
+    parts = []
+    x_ticks = ticks(x_low, x_high, 4)
+    for tick, text in zip(x_ticks, _tick_texts(x_ticks, x_format)):
+        parts.append(f'<line class="grid" x1="{px(tick):.1f}" x2="{px(tick):.1f}" y1="{TOP}" y2="{TOP + height}"/>')
+        parts.append(_text(px(tick), TOP + height + 16, text, "tick", "end" if px(tick) > WIDTH - 24 else "middle"))
+    parts.append(_text(left + width / 2, TOP + height + 29, x_label, "axis", "middle"))
+    if guide is not None and guide.low < guide.high:
+        reach = px(guide.high) - px(guide.low)
+        parts.append(f'<rect class="band" x="{px(guide.low):.1f}" y="{TOP}" width="{reach:.1f}" height="{height}"/>')
+    elif guide is not None:
+        parts.append(f'<line class="rule" x1="{px(guide.low):.1f}" x2="{px(guide.low):.1f}" y1="{TOP}" y2="{TOP + height}"/>')
+    for i, row in enumerate(rows):
+        y = TOP + step * (i + 0.5)
+        said = f"{row.label}: {x_format(row.estimate)}"
+        bar = ""
+        if row.low is not None and row.high is not None:
+            said += f", {x_format(row.low)} to {x_format(row.high)}"
+            bar = f'<line class="line c{row.colour}" x1="{px(row.low):.1f}" x2="{px(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        dot = f'<circle class="dots c{row.colour}" cx="{px(row.estimate):.1f}" cy="{y:.1f}" r="3.4"/>'
+        shown = row.label if len(row.label) <= 17 else row.label[:16] + "\u2026"
+        parts.append(f"<g><title>{html.escape(said)}</title>{_text(left - 8, y + 3.5, shown, 'tick', 'end')}{bar}{dot}</g>")
+    return _svg(name, [], "".join(parts), TOP + height + 33)
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], *, name: str, x_label: str, unit: str = "") -> str:
+    """Bars over a logarithmic axis: `counts` (N,) between `edges` (N + 1,), which are above 0 and rise."""
+    width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    first, last, most = math.log(edges[0]), math.log(edges[-1]), max(1, *counts) * 1.06
+
+    def px(x: float) -> float:
+        return LEFT + (math.log(x) - first) / (last - first) * width
+
+    def py(y: float) -> float:
+        return TOP + height * (1 - y / most)
+
+    parts, bars = [], []
+    for tick in ticks(0, most):
+        if tick == int(tick):
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{LEFT + width}" y1="{py(tick):.1f}" y2="{py(tick):.1f}"/>')
+            parts.append(_text(LEFT - 7, py(tick) + 3.5, count(tick), "tick", "end"))
+    decades = range(math.floor(first / math.log(10)), math.ceil(last / math.log(10)) + 1)
+    marks = [m * 10.0**d for d in decades for m in (1, 2, 5) if edges[0] <= m * 10.0**d <= edges[-1]]
+    marks = marks[:: 1 + len(marks) // 9]
+    for tick, text in zip(marks, _tick_texts(marks, number)):
+        parts.append(_text(px(tick), HEIGHT - 14, text, "tick", "end" if px(tick) > WIDTH - 24 else "middle"))
+    parts.append(_text(LEFT + width / 2, HEIGHT - 1.5, x_label, "axis", "middle"))
+    for (a, b), found in zip(itertools.pairwise(edges), counts):
+        wide, tall = max(0.5, px(b) - px(a) - 1), TOP + height - py(found)
+        bars.append(f'<rect x="{px(a) + 0.5:.1f}" y="{py(found):.1f}" width="{wide:.1f}" height="{tall:.1f}"/>')
+    parts.append(f'<g class="dots c1">{"".join(bars)}</g>')
+    hover = {
+        "label": "count",
+        "c": 1,
+        "x": [round((px(a) + px(b)) / 2, 1) for a, b in itertools.pairwise(edges)],
+        "y": [round(py(found), 1) for found in counts],
+        "at": [f"{number(a)} to {number(b)}{unit}" for a, b in itertools.pairwise(edges)],
+        "value": [count(found) for found in counts],
+    }
+    return _svg(name, [hover], "".join(parts))
 
 
 def interval_strip(estimate: float, low: float, high: float, marks: Sequence[float] = (0.5,)) -> str:

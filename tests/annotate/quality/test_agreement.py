@@ -183,6 +183,13 @@ def test_a_resample_in_which_the_measure_is_undefined_is_left_out_and_reported()
     assert found.value == 0
     assert "of 200 resamples, which the interval leaves out" in found.reason
     assert found.low == found.high == 0
+    assert "every resample gives the same" in found.reason
+
+
+def test_full_agreement_on_a_few_items_is_not_certainty():
+    found = raw_agreement(label_matrix([(i, a, i % 2) for i in range(6) for a in "ab"]), FEW)
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.025 ** (1 / 6), abs=1e-12)  # Clopper and Pearson's bound for 6 of 6
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_only_the_three_needed_fields_give_a_profile_that_says_what_is_missing()
     assert profile.agreement.value == 1
     reasons = [profile.gold.reason, profile.left.reason, profile.length.reason, profile.too_fast.reason]
     assert reasons == ["no gold item was judged", "the sides were not kept", "sides or lengths were not kept", "no time was kept"]
-    assert profile.median_seconds is None and profile.flags == []
+    assert profile.median_seconds is None and profile.run is None and profile.flags == []
 
 
 def test_honest_people_are_hardly_ever_flagged():
