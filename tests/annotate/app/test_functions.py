@@ -39,16 +39,18 @@ def call(client: Any, mount: str, function: dict[str, Any], value: Any) -> Any:
 
 @pytest.mark.parametrize("mount", ["/app", "/admin"])
 def test_without_a_session_no_function_runs(world: World, mount: str) -> None:
-    before, client = counts(world), world.client()
-    for function in functions(world, mount):
+    found, client = functions(world, mount), world.client()
+    before = counts(world)
+    for function in found:
         for value in JUNK:
             assert call(client, mount, function, value).status_code == 401
     assert counts(world) == before
 
 
 def test_an_annotator_runs_no_function_of_the_admins(world: World) -> None:
-    before, client = counts(world), world.client("ann")
-    for function in functions(world, "/admin"):
+    found, client = functions(world, "/admin"), world.client("ann")
+    before = counts(world)
+    for function in found:
         for value in JUNK:
             assert call(client, "/admin", function, value).status_code == 403
     assert counts(world) == before
@@ -56,8 +58,9 @@ def test_an_annotator_runs_no_function_of_the_admins(world: World) -> None:
 
 @pytest.mark.parametrize("person", ["ann", "root"])
 def test_no_page_function_does_more_with_nonsense_than_hand_out_a_task(world: World, person: str) -> None:
-    before, client = counts(world), world.client(person)
-    for function in functions(world, "/app"):
+    found, client = functions(world, "/app"), world.client(person)
+    before = counts(world)
+    for function in found:
         for value in JUNK:
             answer = call(client, "/app", function, value)
             assert answer.status_code in (200, 404, 422, 500)
