@@ -1,4 +1,4 @@
-"""Comparisons from the kit's embedded world, to try the app with: what is right is known, because the world knows its gold score."""
+"""Comparisons from the kit's embedded world, to try the app with: its gold score knows what is right."""
 
 from __future__ import annotations
 

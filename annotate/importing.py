@@ -214,7 +214,9 @@ def _gold(where: str, gold: Any) -> dict[str, Any]:
         return {}
     known = {name: value for name, value in gold.items() if value is not None} if isinstance(gold, dict) else {}
     if len(known) != 1 or not known.keys() <= {"strength", "ranking"}:
-        mend = 'expected {"strength": -3 to 3, above 0: the first is better} or {"ranking": [a place for each answer, 1 the best]}'
+        mend = (
+            'expected {"strength": -3 to 3, above 0: the first is better} or {"ranking": [a place for each answer, 1 the best]}'
+        )
         raise InputError(f"{where}, column 'gold'", gold, mend)
     return {f"gold_{name}": value for name, value in known.items()}
 

@@ -1,4 +1,4 @@
-"""What people said, as it stands: of each answer its last revision, none where that took it back. Export and figures read this."""
+"""What people said, as it stands: of each answer its last revision, and none where that took it back."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def judged(connection: Connection, project_id: int, up_to: int | None = None) ->
     """
     key = 0
     while True:
-        query = select(comparison, item.c.messages, item.c.hash.label("prompt_hash")).join(item, item.c.id == comparison.c.item_id)
+        query = select(comparison, item.c.messages, item.c.hash.label("prompt_hash")).join(
+            item, item.c.id == comparison.c.item_id
+        )
         query = query.where(comparison.c.project_id == project_id, comparison.c.id > key).order_by(comparison.c.id).limit(CHUNK)
         rows = connection.execute(query).all()
         if not rows:
@@ -116,6 +118,7 @@ def quality_judgments(found: Judged) -> Iterator[Judgment]:
             models=(first.model, second.model),
             gold=found.gold["strength"] if found.gold else None,
             at=vote.created,
+            group=found.prompt_hash,
         )
 
 

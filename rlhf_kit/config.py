@@ -129,7 +129,7 @@ def run_recipe(
 
 
 def _process_group() -> Any | None:
-    """`torch.distributed` where this process has joined a group. Torch is not imported for it: the preference app does without."""
+    """`torch.distributed` where this process has joined a group. Torch is not imported for it: some do without."""
     distributed = sys.modules.get("torch.distributed")
     return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
 
