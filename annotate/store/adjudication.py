@@ -16,6 +16,8 @@ from annotate.store.schema import CASES, adjudication, assignment, candidate, co
 from annotate.store.verdicts import KINDS, check_ranking, check_strength, check_text, dense
 from rlhf_kit.errors import InputError
 
+DecisionKind = Literal["preference", "tie", "both_bad", "rank", "discard", "reopen"]
+
 
 @dataclass(frozen=True)
 class Said:
@@ -46,7 +48,7 @@ class Case:
 class Decision:
     """An adjudicator's word, in canonical order: a verdict; `discard`: it is left out; `reopen`: people judge it after all."""
 
-    kind: Literal["preference", "tie", "both_bad", "rank", "discard", "reopen"]
+    kind: DecisionKind
     strength: int = 0
     ranking: Sequence[int] | None = None
     reason: str = ""

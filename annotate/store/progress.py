@@ -22,7 +22,8 @@ class Progress:
     Args:
         slots, slots_done: a comparison has as many slots as its overlap; votes beyond it count nothing here.
         votes: answers that stand, of any source; `late` of them came after their lease had run out.
-        eta_seconds: the open slots at the pace of the last hour; None where nobody voted in it.
+        votes_per_hour: the pace of the last hour.
+        eta_seconds: the open slots at that pace; None where nobody voted in the last hour.
     """
 
     open: int
@@ -34,6 +35,7 @@ class Progress:
     leased: int
     votes: int
     late: int
+    votes_per_hour: float
     eta_seconds: float | None
 
 
@@ -64,7 +66,8 @@ def project_progress(database: Database, project_id: int) -> Progress:
         pace = _votes_per_second(connection, project_id, database.now())
     counts = {state: by_state.get(state, 0) for state in ("open", "done", "adjudicate", "decided")}
     eta = missing / pace if pace else None
-    return Progress(**counts, slots=slots, slots_done=slots_done, leased=leased, votes=votes, late=late, eta_seconds=eta)
+    slots_now = {"slots": slots, "slots_done": slots_done, "leased": leased}
+    return Progress(**counts, **slots_now, votes=votes, late=late, votes_per_hour=3600 * pace, eta_seconds=eta)
 
 
 def people_progress(database: Database, project_id: int) -> list[PersonProgress]:

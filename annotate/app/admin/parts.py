@@ -27,7 +27,7 @@ def join(parts: Iterable[object]) -> Html:
     return Html("".join(text(part) for part in parts))
 
 
-def tag(name: str, *content: object, **attributes: Any) -> Html:
+def tag(name: str, /, *content: object, **attributes: Any) -> Html:
     """An element. `class_` is `class`, `_` elsewhere is `-`; an attribute that is None or False is left out, True stands bare."""
     words = "".join(_attribute(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     opened = f"<{name}{words}>"
@@ -45,7 +45,7 @@ def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]
     body = [tag("tr", *(each if each.startswith("<td") else tag("td", each) for each in map(text, row))) for row in rows]
     if not body:
         return tag("p", empty, class_="soft")
-    top = tag("thead", tag("tr", *(tag("th", each, scope="col") for each in head)))
+    top = tag("thead", tag("tr", *(each if each.startswith("<th") else tag("th", each, scope="col") for each in map(text, head))))
     return tag(
         "div",
         tag("table", tag("caption", caption, class_="unseen"), top, tag("tbody", *body)),
@@ -61,7 +61,12 @@ def figure(value: object) -> Html:
     return tag("td", count(value) if isinstance(value, int) else value, class_="figure")
 
 
-def card(title: str, *content: object, **attributes: Any) -> Html:
+def figure_head(words: str) -> Html:
+    """The heading of a column of numbers."""
+    return tag("th", words, scope="col", class_="figure")
+
+
+def card(title: str, /, *content: object, **attributes: Any) -> Html:
     """A titled box."""
     return tag("section", tag("h2", title), *content, class_="card", **attributes)
 
@@ -76,7 +81,7 @@ def facts(pairs: Mapping[str, object], notes: Mapping[str, str] | None = None) -
     return tag("dl", *cells, class_="facts")
 
 
-def form(action: str, *content: object, button: str, **attributes: Any) -> Html:
+def form(action: str, /, *content: object, button: str, **attributes: Any) -> Html:
     """A form that sends its fields with `action`."""
     end = tag("div", tag("button", button, type="submit", class_="primary"), class_="end")
     return tag("form", *content, end, data_action=action, **attributes)
@@ -132,6 +137,6 @@ def estimate(found: Mapping[str, Any], *, share: bool = False) -> Html:
     """A figure with its interval below, or the reason why there is none."""
     form_ = (lambda value: f"{100 * value:.0f} %") if share else (lambda value: f"{value:.2f}".replace("-", "\u2212"))
     if found["value"] is None:
-        return tag("td", tag("span", "undefined", class_="soft"), tag("small", found["reason"]))
+        return tag("td", tag("span", "undefined", class_="soft"), tag("small", found["reason"]), class_="figure")
     ends = "" if found["low"] is None else f"{form_(found['low'])} to {form_(found['high'])}"
     return tag("td", form_(found["value"]), tag("small", ends or found["reason"]), class_="figure", title=found["reason"] or None)
