@@ -66,7 +66,7 @@ def record_export(database: Database, project: int, manifest_hash: str, last_jud
 def events(
     database: Database, *, project: int | None = None, limit: int = 100, before: int | None = None, action: str | None = None
 ) -> list[Event]:
-    """The newest `limit` lines, newest first; those with an id below `before` to page on; of one project, of one action, or all."""
+    """The newest `limit` lines, newest first, with an id below `before` to page on; of one project, one action, or all."""
     query = select(event).order_by(event.c.id.desc()).limit(limit)
     if action is not None:
         query = query.where(event.c.action == action)
@@ -87,7 +87,9 @@ def actions(database: Database) -> list[str]:
 
 def list_exports(database: Database, project: int) -> list[Export]:
     """The finished exports of a project, newest first."""
-    query = select(export.c.id, user.c.name, export.c.manifest_hash, export.c.created).outerjoin(user, user.c.id == export.c.user_id)
+    query = select(export.c.id, user.c.name, export.c.manifest_hash, export.c.created).outerjoin(
+        user, user.c.id == export.c.user_id
+    )
     finished = query.where(export.c.project_id == project, export.c.manifest_hash != "")
     with database.read() as connection:
         return [Export(*row) for row in connection.execute(finished.order_by(export.c.id.desc()))]

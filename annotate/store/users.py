@@ -93,7 +93,7 @@ def set_role(database: Database, key: int, role: Role, *, by: int | None = None)
     """Make a person an admin, or an annotator again; their sessions end.
 
     Raises:
-        InputError: the role is unknown, nobody has that id; or an admin would cease to be one who is the last active one, or `by`.
+        InputError: the role is unknown, nobody has that id; or the last active admin, or `by`, would cease to be one.
     """
     _check_role(role)
     with database.write() as connection:

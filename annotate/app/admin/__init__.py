@@ -46,7 +46,6 @@ MOST_FIELDS = 100
 class Act:
     """What the browser asked for."""
 
-    id: str
     page: str
     project: str | None
     action: str
@@ -108,16 +107,17 @@ def read_act(said: Any) -> Act:
     """
     if not isinstance(said, dict):
         raise InputError("event", said, "expected an object")
-    id_, page, project_, action, fields = (said.get(name) for name in ("id", "page", "project", "action", "fields"))
-    if page not in PAGES if isinstance(page, str) else True:
+    page, action, fields = said.get("page"), said.get("action"), said.get("fields")
+    if not isinstance(page, str) or page not in PAGES:
         raise InputError("page", page, f"expected one of {', '.join(PAGES)}")
     if not isinstance(action, str) or not (action == "show" or action in PAGES[page].actions):
         raise InputError("action", action, "which this page does not have")
-    if not (isinstance(id_, str) and (project_ is None or isinstance(project_, str))):
-        raise InputError("event", said, "expected an id and a project's name")
+    name = said.get("project")
+    if name is not None and not isinstance(name, str):
+        raise InputError("project", name, "expected its name")
     if not isinstance(fields, dict) or len(fields) > MOST_FIELDS or not all(isinstance(each, str) for each in fields.values()):
         raise InputError("fields", fields, "expected texts by name")
-    return Act(id_, page, project_, action, fields)
+    return Act(page, name, action, fields)
 
 
 def no_project() -> str:

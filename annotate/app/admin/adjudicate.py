@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from random import Random
 from typing import get_args
 
@@ -54,7 +55,10 @@ def show(visit: Visit) -> str:
     return tag("div", lists, tag("div", here, class_="case"), class_="split")
 
 
-NOTHING = "Comparisons come here when several people skip them or somebody flags them. Those on which people disagree can be opened from the list."
+NOTHING = (
+    "Comparisons come here when several people skip them or somebody flags them. "
+    "Those on which people disagree can be opened from the list."
+)
 
 
 def _list(title: str, cases: Sequence[Case], chosen: int | None, empty: str) -> Html:
@@ -67,13 +71,9 @@ def _list(title: str, cases: Sequence[Case], chosen: int | None, empty: str) -> 
 
 
 def _line(case: Case) -> Html:
-    question = " ".join(str(case.messages[-1]["content"]).split())
-    words = ", ".join(sorted({_in_a_word(said) for said in case.said})) or "sent here"
-    return join((tag("span", question[:90] or "(an empty message)"), tag("small", f"#{case.comparison}: {words}")))
-
-
-def _in_a_word(said: Said) -> str:
-    return {"skip": "skipped", "flag": "flagged", "preference": "judged", "rank": "ranked", "both_bad": "both bad"}.get(said.kind, said.kind)
+    question, shown = " ".join(str(case.messages[-1]["content"]).split()), drawn_order(case)
+    heard = ", ".join(words(each, shown) for each in case.said[:4]) + (", \u2026" if len(case.said) > 4 else "")
+    return join((tag("span", question[:90] or "(an empty message)"), tag("small", f"#{case.comparison}: {heard or 'sent here'}")))
 
 
 def drawn_order(case: Case) -> list[int]:
@@ -131,7 +131,12 @@ def _radios(options: dict[str, str], checked: str | None = None) -> Html:
     return tag(
         "div",
         *(
-            tag("label", tag("input", type="radio", name="verdict", value=value, required=True, checked=value == checked), " ", text)
+            tag(
+                "label",
+                tag("input", type="radio", name="verdict", value=value, required=True, checked=value == checked),
+                " ",
+                text,
+            )
             for value, text in options.items()
         ),
         class_="radios",
@@ -155,7 +160,7 @@ def words(said: Said, shown: Sequence[int]) -> str:
         places = to_shown(said.ranking, shown)
         order = sorted(range(len(places)), key=places.__getitem__)
         line = LETTERS[order[0]]
-        for before, after in zip(order, order[1:]):
+        for before, after in pairwise(order):
             line += (" = " if places[before] == places[after] else " > ") + LETTERS[after]
         return line
     return {"tie": "Tie", "both_bad": "Both bad", "skip": "Skipped", "flag": "Flagged"}[said.kind]

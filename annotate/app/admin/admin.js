@@ -35,7 +35,7 @@ function finish(words, kind) {
 
 function busy(yes) {
   root.toggleAttribute('data-busy', yes);
-  $('main').setAttribute('aria-busy', String(yes));
+  $('.page').setAttribute('aria-busy', String(yes));
 }
 
 function tell(words, kind) {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
 from annotate.app.admin.parts import Html, card, check, choose, field, form, join, table, tag, when
 from annotate.app.admin.visit import Page, Reply, Visit
 from annotate.app.guard import IMPORT as IMPORT_PATH
@@ -20,19 +17,22 @@ from rlhf_kit.wording import count
 
 MOST_DEMO = 2000
 PREFERENCES = {"pairs": "pairs to be judged", "gold": "gold items, whose answer is known"}
-WORDS = {
+CHOICES = {
     "prompt": ("Prompt", {"explicit": "a column of its own", "implicit": "at the beginning of chosen and rejected"}),
     "style": ("Text", {"conversational": "lists of messages", "plain": "plain strings"}),
     "format": ("Format", {"jsonl": "JSON lines", "parquet": "Parquet", "datasets": "a datasets folder"}),
     "aggregate": ("Several votes on a pair", {"mean": "the mean strength decides", "majority": "the majority decides"}),
-    "margin": "margin: how much better the chosen answer is",
+}
+NUMBERS = {
+    "test_fraction": ("Share of prompts for the test split", "A prompt stays on its side as the data grows."),
+    "min_votes": ("Fewest votes on a comparison", "Unless an adjudicator decided it."),
+}
+BOXES = {
+    "margin": "the margin: how much better the chosen answer is",
     "late": "votes that came late",
     "flagged": "votes with marks beside them",
     "gold": "gold items",
-    "test_fraction": ("Share of prompts for the test split", ""),
-    "min_votes": ("Fewest votes on a comparison", "unless an adjudicator decided it"),
-    "without": ("Without the votes of", "Names, with commas between."),
-}  # fmt: skip
+}
 
 
 def show_import(visit: Visit) -> str:
@@ -41,7 +41,9 @@ def show_import(visit: Visit) -> str:
     accepted = ", ".join(ROW_SUFFIXES)
     upload = form(
         "upload",
-        field("file", "File", kind="file", hint=f"{accepted}; {LARGEST_IMPORT >> 20} MiB at most.", required=True, accept=accepted),
+        field(
+            "file", "File", kind="file", hint=f"{accepted}; {LARGEST_IMPORT >> 20} MiB at most.", required=True, accept=accepted
+        ),
         choose("preferences", "Rows of chosen and rejected are", PREFERENCES),
         check("skip_bad", "leave bad rows out and count them, instead of storing nothing"),
         tag("progress", max="1", value="0", hidden=True, aria_label="Sent"),
@@ -83,39 +85,37 @@ def demo(visit: Visit) -> Reply:
 def show_export(visit: Visit) -> str:
     """The page of what goes out."""
     project = visit.chosen()
-    hints = get_type_hints(ExportSettings)
-    controls = [_control(each.name, hints[each.name], each.default) for each in fields(ExportSettings)]
-    boxes = tag("fieldset", tag("legend", "Keep"), *(each for each in controls if 'type="checkbox"' in each), class_="boxes")
-    others = tag("div", *(each for each in controls if 'type="checkbox"' not in each), class_="columns")
+    standard = ExportSettings()
+    controls = (
+        *(choose(name, label, options, getattr(standard, name)) for name, (label, options) in CHOICES.items()),
+        *(_number(name, getattr(standard, name)) for name in NUMBERS),
+        field("without", "Without the votes of", hint="Names, with commas between."),
+    )
+    boxes = (check(name, words, getattr(standard, name)) for name, words in BOXES.items())
+    kept = tag("fieldset", tag("legend", "Keep"), *boxes, class_="boxes")
     done = [
         (tag("td", when(each.created), class_="time"), each.user or "the command line", tag("code", each.manifest_hash))
         for each in list_exports(visit.database, project.id)
     ]
-    note = "TRL\u2019s preference format with a manifest and a data card, as one .zip. Votes that were exported can no longer be undone."
+    note = (
+        "TRL\u2019s preference format with a manifest and a data card, as one .zip. "
+        "Votes that were exported can no longer be undone."
+    )
     return join(
         (
             card(
                 f"Training data of {project.name}",
                 tag("p", note, class_="soft"),
-                form("download", others, boxes, button="Export", data_download=EXPORT_PATH),
+                form("download", tag("div", *controls, class_="columns"), kept, button="Export", data_download=EXPORT_PATH),
             ),
             card("Past exports", table("Past exports", ("Time, UTC", "Who", "SHA-256 of the manifest"), done, empty="None yet.")),
         )
     )
 
 
-def _control(name: str, kind: Any, default: Any) -> Html:
-    said = WORDS[name]
-    if kind is bool:
-        return check(name, str(said), default)
-    label, more = said
-    if get_origin(kind) is Literal:
-        return choose(name, label, {value: more[value] for value in get_args(kind)}, default)  # type: ignore[index]
-    if kind in (int, float):
-        return field(name, label, default, kind="number", min="0", step="any" if kind is float else "1", hint=str(more))
-    return field(name, label, "", hint=str(more))
-
-
+def _number(name: str, standard: float) -> Html:
+    label, hint = NUMBERS[name]
+    return field(name, label, standard, kind="number", min="0", step="1" if isinstance(standard, int) else "any", hint=hint)
 
 
 IMPORT = Page("Import", show_import, {"demo": demo})

@@ -24,7 +24,9 @@ def show(visit: Visit) -> str:
         button="Add",
         class_="inline",
     )
-    note = tag("p", "The password is drawn here and shown once. It is stored as a hash alone, so nobody can look it up.", class_="soft")
+    note = tag(
+        "p", "The password is drawn here and shown once. It is stored as a hash alone, so nobody can look it up.", class_="soft"
+    )
     return join((card("Everybody", table("Everybody", head, rows)), card("Add a person", note, new)))
 
 

@@ -20,7 +20,13 @@ def show(visit: Visit) -> str:
         (each.name, figure(each.votes), figure(each.skips), figure(each.late), tag("td", when(each.last), class_="figure"))
         for each in people_progress(visit.database, project.id)
     ]
-    head = ("Person", figure_head("Votes"), figure_head("Skipped or flagged"), figure_head("Late"), figure_head("Last answer, UTC"))
+    head = (
+        "Person",
+        figure_head("Votes"),
+        figure_head("Skipped or flagged"),
+        figure_head("Late"),
+        figure_head("Last answer, UTC"),
+    )
     return join(
         (
             tag("div", tag("p", *_summary(found), class_="lead"), press("show", "Refresh"), class_="above"),
@@ -74,7 +80,9 @@ def _chart(visit: Visit, project: int) -> Html:
     size, unit = next((size, name) for least, size, name in UNITS if end - start >= least)
     line = Series("votes", [(at - start) / size for at, _ in points], [float(total) for _, total in points])
     label = f"{unit} since {when(start)} UTC"
-    drawn = figures.figure("Votes over time", [line], "All votes that stand, by when they were given.", count, x_label=label, include=(0.0,))
+    drawn = figures.figure(
+        "Votes over time", [line], "All votes that stand, by when they were given.", count, x_label=label, include=(0.0,)
+    )
     return tag("div", Html(drawn), class_="figures")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from annotate.app.admin.parts import Html, area, card, choose, field, form, join, tag
 from annotate.app.admin.visit import Page, Reply, Visit
 from annotate.render import render_response
@@ -35,18 +37,25 @@ def _edit(project: Project) -> Html:
         maxlength=str(LONGEST),
         data_preview="guidelines",
     )
-    preview = tag("div", tag("span", "As people see them"), tag("div", _rendered(now.guidelines), data_part="guidelines"), class_="preview")
-    numbers = (
+    preview = tag(
+        "div", tag("span", "As people see them"), tag("div", _rendered(now.guidelines), data_part="guidelines"), class_="preview"
+    )
+    lease = "Then somebody else may get it. A later vote still counts, marked late."
+    aspects = "Judged beside the whole, with commas between: helpful, correct"
+    controls = (
         choose("scale", "Scale", SCALES, now.scale),
-        field("overlap", "People a comparison", now.overlap, kind="number", min="1", max="100", hint="For what is imported from now on."),
-        field("lease_minutes", "Minutes for a task", f"{now.lease_seconds / 60:g}", kind="number", min="0.02", step="any",
-              hint="Then somebody else may get it. A later vote still counts, marked late."),
-        field("skips", "Skips before adjudication", now.skips_before_adjudication, kind="number", min="1"),
-        field("gold_percent", "Gold items, % of tasks", f"{100 * now.gold_share:g}", kind="number", min="0", max="50", step="any"),
-        field("aspects", "Aspects", ", ".join(now.aspects), hint="Judged beside the whole, with commas between: helpful, correct"),
-    )  # fmt: skip
-    inside = (tag("div", guidelines, preview, class_="sides"), tag("div", *numbers, class_="columns"))
+        _number("overlap", "People a comparison", now.overlap, min="1", max="100", hint="For what is imported from now on."),
+        _number("lease_minutes", "Minutes for a task", now.lease_seconds / 60, min="0.02", step="any", hint=lease),
+        _number("skips", "Skips before adjudication", now.skips_before_adjudication, min="1"),
+        _number("gold_percent", "Gold items, % of tasks", 100 * now.gold_share, min="0", max="50", step="any"),
+        field("aspects", "Aspects", ", ".join(now.aspects), hint=aspects),
+    )
+    inside = (tag("div", guidelines, preview, class_="sides"), tag("div", *controls, class_="columns"))
     return card(f"Settings of {project.name}", form("change", *inside, button="Save"))
+
+
+def _number(name: str, label: str, value: float, **more: Any) -> Html:
+    return field(name, label, f"{value:.10g}", kind="number", **more)
 
 
 def _rendered(guidelines: str) -> Html:

@@ -32,7 +32,8 @@ def show(visit: Visit) -> str:
     if report is None:
         return card("No votes on pairs yet", tag("p", "Agreement is measured on pairs. It appears with the first votes."))
     counts = report["counts"]
-    words = f"{count(counts['labels'])} votes on {count(counts['items'])} pairs by {count(counts['annotators'])} people."
+    parts = (_many(counts["labels"], "vote"), _many(counts["items"], "pair"), _many(counts["annotators"], "person", "people"))
+    words = "{} on {} by {}.".format(*parts)
     figures = Html("".join(quality_figures(report).values()))
     return join(
         (
@@ -78,7 +79,10 @@ def _flags(people: list[dict[str, Any]]) -> Html:
 
 
 def _people(people: list[dict[str, Any]]) -> Html:
-    head = ("Person", *map(figure_head, ("Votes", "Gold right", "With the others", "Kappa", "Reliability", "Left side", "Median, s")))
+    head = (
+        "Person",
+        *map(figure_head, ("Votes", "Gold right", "With the others", "Kappa", "Reliability", "Left side", "Median, s")),
+    )
     rows = [
         (
             join((each["annotator"], tag("span", "look", class_="badge") if each["flags"] else "")),
@@ -107,8 +111,12 @@ def _models(plain: Mapping[str, Any], equal: Mapping[str, Any]) -> Html:
         for row in plain["models"]
     ]
     names = ("Strength", "At equal length", "Expected wins", "Comparisons")
-    note = tag("p", "Bradley\u2013Terry strengths in log-odds, 0 is the mean; ties count half a win.", class_="soft")
+    note = tag("p", "Bradley\u2013Terry strengths in log-odds, 0 is the mean. Expected wins count a tie as half.", class_="soft")
     return join((note, table("Models, strongest first", ("Model", *map(figure_head, names)), rows)))
+
+
+def _many(size: int, one: str, more: str = "") -> str:
+    return f"{count(size)} {one if size == 1 else more or one + 's'}"
 
 
 PAGE = Page("Quality", show)

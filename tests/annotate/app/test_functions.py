@@ -10,14 +10,23 @@ from sqlalchemy import func, select
 from annotate.store.schema import metadata
 from tests.annotate.app.conftest import World
 
-JUNK: list[Any] = [None, "first", 7, "../../etc/passwd", {"assignment": "x"}, ["x"], {"messages": [{"role": "user", "content": "x"}]}]
+JUNK: list[Any] = [
+    None,
+    "first",
+    7,
+    "../../etc/passwd",
+    {"assignment": "x"},
+    ["x"],
+    {"messages": [{"role": "user", "content": "x"}]},
+]
 CLAIMS = {"assignment", "comparison", "event", "frontier"}  # what asking for a task may change
 
 
 def counts(world: World) -> dict[str, int]:
     with world.database.read() as connection:
         return {
-            table.name: connection.execute(select(func.count()).select_from(table)).scalar_one() for table in metadata.sorted_tables
+            table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+            for table in metadata.sorted_tables
         }
 
 
@@ -70,9 +79,23 @@ def test_no_page_function_does_more_with_nonsense_than_hand_out_a_task(world: Wo
     assert {name for name in after if after[name] != before[name]} <= CLAIMS
 
 
+def test_as_an_admin_too_nonsense_changes_nothing_and_no_fault_shows_the_code(world: World) -> None:
+    client = world.client("root")
+    before = counts(world)
+    for function in functions(world, "/admin"):
+        for value in JUNK:
+            answer = call(client, "/admin", function, value)
+            assert answer.status_code == 200
+            assert answer.json()["data"][0]["notice"]["kind"] == "bad"
+            assert "Traceback" not in answer.text
+    assert counts(world) == before | {"session": before["session"] + 1}  # that of `functions`
+
+
 def test_one_persons_page_never_shows_or_takes_what_is_anothers(world: World) -> None:
     task = world.client("bob").get("/api/claim").json()["task"]
-    world.client("bob").post("/api/submit", json={"assignment": task["assignment"], "project": "first", "verdict": {"revision": 1, "kind": "tie"}})
+    world.client("bob").post(
+        "/api/submit", json={"assignment": task["assignment"], "project": "first", "verdict": {"revision": 1, "kind": "tie"}}
+    )
     client = world.client("ann")
     for function in functions(world, "/app"):
         body = {
