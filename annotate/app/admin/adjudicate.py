@@ -40,10 +40,9 @@ def show(visit: Visit) -> str:
     project = visit.chosen()
     waiting = list_cases(visit.database, project.id, LISTED)
     split = list_disagreements(visit.database, project.id, LISTED)
+    case = waiting[0] if waiting else None
     if "case" in visit.fields:
         case = load_case(visit.database, project.id, visit.whole("case"))
-    else:
-        case = waiting[0] if waiting else None
     chosen = case.comparison if case else None
     lists = tag(
         "aside",
