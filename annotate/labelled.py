@@ -114,7 +114,7 @@ def _verdict(where: str, label: Mapping[str, Any], positions: Sequence[int]) -> 
 
 
 def _ensure_users(connection: Connection, names: set[str], now: float) -> dict[str, int]:
-    rows = connection.execute(select(user.c["name", "id", "active"]).where(user.c.name.in_(names))).all()
+    rows = connection.execute(select(user.c.name, user.c.id, user.c.active).where(user.c.name.in_(names))).all()
     for row in rows:
         if row.active:
             raise InputError(
@@ -122,8 +122,8 @@ def _ensure_users(connection: Connection, names: set[str], now: float) -> dict[s
             )
     known = {row.name: row.id for row in rows}
     for name in sorted(names - known.keys()):
-        row = {"name": name, "role": "annotator", "password": NO_PASSWORD, "active": False, "created": now}
-        known[name] = connection.execute(insert(user).values(row).returning(user.c.id)).scalar_one()
+        new = {"name": name, "role": "annotator", "password": NO_PASSWORD, "active": False, "created": now}
+        known[name] = connection.execute(insert(user).values(new).returning(user.c.id)).scalar_one()
     return known
 
 

@@ -78,7 +78,8 @@ def agreement_with_others(matrix: LabelMatrix, annotator: Hashable, how: Resampl
     """How far one annotator agrees with everybody else: the share of equal pairs of labels, and Cohen's kappa of those pairs."""
     k = len(matrix.categories)
     own = matrix.codes[:, matrix.annotators.index(annotator)].astype(int)
-    others = (matrix.counts()[own >= 0] - np.eye(k)[own[own >= 0]]).astype(np.float64)
+    shared = matrix._replace(codes=matrix.codes[own >= 0])
+    others = (shared.counts() - np.eye(k)[own[own >= 0]]).astype(np.float64)
     own, others = own[own >= 0][others.sum(1) > 0], others[others.sum(1) > 0]
     if not len(own):
         none = undefined(f"nobody else has labelled an item of {annotator!r}")

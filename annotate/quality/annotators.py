@@ -126,13 +126,14 @@ def _checks(
     everything = [j for mine in own.values() for j in mine]
     frequency = Counter(_keys(everything))
     shares = np.array(list(frequency.values())) / max(1, frequency.total())
+    team = length_slope(*_lengths(everything), level)
     checks: dict[Hashable, dict[str, Check]] = {p.annotator: {} for p in profiles}
     for p in profiles:
         found: dict[str, Check | None] = {
             "gold": _gold_check(p, limits),
             "agreement": _kappa_check(p, limits, level),
             "side": _side_check(p, limits),
-            "length": _length_check(p, [j for j in everything if j.annotator != p.annotator], limits, level),
+            "length": _length_check(p, team, limits, level),
             "too fast": _fast_check(p, limits),
             "same key": _run_check(p, len(_keys(own[p.annotator])), shares, limits),
         }
@@ -186,19 +187,22 @@ def _side_check(p: Profile, limits: Thresholds) -> Check | None:
     )
 
 
-def _length_check(p: Profile, others: Sequence[Judgment], limits: Thresholds, level: float) -> Check | None:
-    team = length_slope(*_lengths(others), level)
-    if p.length.value is None or team.value is None or p.length.n < limits.fewest:
+def _length_check(p: Profile, team: Estimate, limits: Thresholds, level: float) -> Check | None:
+    own_error, team_error = p.length.error(level), team.error(level)
+    if p.length.value is None or team.value is None or own_error is None or team_error is None or p.length.n < limits.fewest:
         return None
-    error = math.hypot(p.length.error(level) or 0.0, team.error(level) or 0.0)
+    # The team holds this annotator too, so that the variances subtract (Hausman 1978).
+    variance = own_error**2 - team_error**2
+    if variance <= 0:
+        return None
     gap = p.length.value - team.value
     return Check(
         p.length.value,
         team.value,
-        2 * NormalDist().cdf(-abs(gap) / error),
+        2 * NormalDist().cdf(-abs(gap) / math.sqrt(variance)),
         abs(gap) > limits.length,
-        f"Leans to the {'longer' if gap > 0 else 'shorter'} answer more than the others do: {number(p.length.value)} log-odds "
-        f"for {WORDS} words more; the others {number(team.value)}, give or take {number(limits.length)}.",
+        f"Leans to the {'longer' if gap > 0 else 'shorter'} answer more than the team does: {number(p.length.value)} log-odds "
+        f"for {WORDS} words more; the team {number(team.value)}, give or take {number(limits.length)}.",
     )
 
 

@@ -20,7 +20,7 @@ class Thresholds:
 
     `false_alarms`: the share of flags of one kind that may be chance. `gold_accuracy`, `kappa`: flagged below.
     `side`: how far the left-side rate may be from 1/2. `length`: how far the length slope, in log-odds for 100 words, may be from
-    the others'. `too_fast`: the share of judgments faster than reading that is let pass.
+    the team's. `too_fast`: the share of judgments faster than reading that is let pass.
     `pace`: robust standard deviations from the team's median time a word, and `pace_ratio` the factor that it must be off
     besides. `fewest`: judgments before anybody is judged.
     """

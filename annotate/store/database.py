@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from annotate.store import migration
@@ -23,6 +24,7 @@ BUSY_SECONDS = 30
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_SECONDS * 1000}", "foreign_keys=ON")
 SQLITE_FAULTS = {
     "database or disk is full": "the disk is full and nothing of this was written: free some space and send it again",
+    "database is locked": f"another process has been writing for {BUSY_SECONDS} seconds: stop it, or send this again later",
     "readonly database": "it may not be written: give this user the right to write the file and its folder",
     "unable to open database file": "it cannot be opened: the folder must exist and be writable",
     "file is not a database": "it is no SQLite database: name another file, or one that does not exist yet",
@@ -101,6 +103,12 @@ def open_database(url: str, *, now: Callable[[], float] = time.time) -> Database
     with database.write() as connection:
         migration.migrate(connection, database.shown_url)
     return database
+
+
+def insert_missing(connection: Connection, table: Table) -> Any:
+    """An INSERT into `table` that passes over rows which are there already, also those of a transaction not yet committed."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table).on_conflict_do_nothing()
 
 
 def _checked(url: str) -> URL:

@@ -11,10 +11,9 @@ from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Table, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from annotate.store.audit import record
-from annotate.store.database import Database
+from annotate.store.database import Database, insert_missing
 from annotate.store.records import NewComparison, NewResponse
 from annotate.store.schema import candidate, comparison, item, project, response
 from annotate.store.verdicts import check_ranking, check_strength, check_text, dense
@@ -67,7 +66,7 @@ def add_live(database: Database, project_id: int, new: NewComparison, *, by: int
 
 def set_priorities(database: Database, project_id: int, priorities: Mapping[int, float], *, by: int | None = None) -> None:
     """Give comparisons, by id, other priorities; higher is served sooner."""
-    rows = [(comparison.c.id == key, -float(priority)) for key, priority in priorities.items()]
+    rows = [(comparison.c.id == key, 0.0 - priority) for key, priority in priorities.items()]
     with database.write() as connection:
         for this, place in rows:
             connection.execute(update(comparison).where(this, comparison.c.project_id == project_id).values(place=place))
@@ -83,11 +82,18 @@ class _Checked:
         if not 2 <= len(new.responses) <= MOST_ANSWERS:
             raise InputError(f"{name}, responses", len(new.responses), f"expected 2 answers, or 3 to {MOST_ANSWERS} to rank")
         for each in new.responses:
-            check_text(f"{name}, response", each.text)
+            for words in (each.text, each.model, each.checkpoint):
+                check_text(f"{name}, response", words)
+            if each.rm_score is not None and not math.isfinite(each.rm_score):
+                raise InputError(f"{name}, rm_score", each.rm_score, "expected a finite number or None")
+        check_text(f"{name}, sampled_by", new.sampled_by)
         if len({each.text for each in new.responses}) < len(new.responses):
             raise InputError(f"{name}, responses", new.responses[0].text, "expected texts that differ: drop the record")
-        if not new.messages or not all(isinstance(each.get("role"), str) and "content" in each for each in new.messages):
-            raise InputError(f"{name}, messages", new.messages, "expected a list of {'role': ..., 'content': ...}, not empty")
+        if not new.messages:
+            raise InputError(f"{name}, messages", new.messages, "expected at least one message")
+        for message in new.messages:
+            for key in ("role", "content"):
+                check_text(f"{name}, messages, {key}", message.get(key))
         if new.overlap is not None and not 1 <= new.overlap <= 100:
             raise InputError(f"{name}, overlap", new.overlap, "expected 1 to 100")
         if not math.isfinite(new.priority):
@@ -95,8 +101,11 @@ class _Checked:
         if new.propensity is not None and not 0 < new.propensity <= 1:
             raise InputError(f"{name}, propensity", new.propensity, "expected a probability above 0")
         self.gold = _gold(name, self.kind, new)
-        self.item = _hash(list(new.messages))
-        self.responses = [_response_hash(each) for each in new.responses]
+        try:
+            self.item = _hash([dict(message) for message in new.messages])
+            self.responses = [_response_hash(each) for each in new.responses]
+        except (TypeError, ValueError) as error:
+            raise InputError(name, str(error), "expected messages and sampling parameters of plain JSON values") from None
         self.hash = _hash([self.item, sorted(self.responses)])
 
 
@@ -115,7 +124,9 @@ def _gold(name: str, kind: str, new: NewComparison) -> dict[str, Any] | None:
 
 
 def _add(connection: Connection, project_id: int, records: Sequence[_Checked], source: str, now: float) -> list[int]:
-    overlap = connection.execute(select(project.c.overlap).where(project.c.id == project_id)).scalar_one_or_none()
+    # Locked, so that two imports of the same records in different orders do not wait for each other.
+    query = select(project.c.overlap).where(project.c.id == project_id).with_for_update(key_share=True)
+    overlap = connection.execute(query).scalar_one_or_none()
     if overlap is None:
         raise InputError("project", project_id, "which does not exist")
     fresh = {each.hash: each for each in reversed(records)}  # the first of equal ones stays
@@ -136,7 +147,7 @@ def _add(connection: Connection, project_id: int, records: Sequence[_Checked], s
         for each, row in zip(records, rows)
         for position, part in enumerate(each.responses)
     ]
-    connection.execute(_insert(connection, candidate).on_conflict_do_nothing(), parts)
+    connection.execute(insert_missing(connection, candidate), parts)
     if source == "queue":
         _work_in_front(connection, project_id)
     return [keys[project_id, each.hash] for each in records]
@@ -149,7 +160,7 @@ def _work_in_front(connection: Connection, project_id: int) -> None:
 
 def _ensure(connection: Connection, table: Table, owner: str, rows: list[dict[str, Any]]) -> dict[tuple[int, str], int]:
     """The ids by (owner, hash), of rows that were there and of those that were not and are now."""
-    connection.execute(_insert(connection, table).on_conflict_do_nothing(), rows)
+    connection.execute(insert_missing(connection, table), rows)
     return _known(connection, table, owner, [(row[owner], row["hash"]) for row in rows])
 
 
@@ -157,10 +168,6 @@ def _known(connection: Connection, table: Table, owner: str, keys: list[tuple[in
     column = table.c[owner]
     query = select(table.c.id, column, table.c.hash).where(tuple_(column, table.c.hash).in_(keys))
     return {(row[1], row[2]): row[0] for row in connection.execute(query)}
-
-
-def _insert(connection: Connection, table: Table):  # type: ignore[no-untyped-def]  # the two dialects' inserts share no type
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 def _item_row(project_id: int, each: _Checked) -> dict[str, Any]:
@@ -180,7 +187,7 @@ def _comparison_row(project_id: int, item_id: int, each: _Checked, overlap: int,
         "item_id": item_id,
         "kind": each.kind,
         "source": "gold" if each.gold and source == "queue" else source,
-        "place": -float(new.priority),
+        "place": 0.0 - new.priority,
         "overlap": new.overlap or overlap,
         **dict.fromkeys(("done", "leased", "skips", "flagged", "returned"), 0),
         "state": "open",
@@ -198,7 +205,7 @@ def _response_hash(new: NewResponse) -> str:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=dict).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def _chunks(records: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -37,6 +37,7 @@ class Settings:
     gold_share: float = 0.05
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "aspects", tuple(self.aspects))  # equal settings are equal whether typed in or read back
         check_text("project.guidelines", self.guidelines)
         for aspect in self.aspects:
             check_text("project.aspects", aspect)
@@ -104,7 +105,7 @@ def get_project(database: Database, name: str) -> Project:
     """
     found = [each for each in list_projects(database) if each.name == name]
     if not found:
-        raise InputError("project", name, f"which does not exist: {', '.join(each.name for each in list_projects(database))} do")
+        raise InputError("project", name, f"expected one of {[each.name for each in list_projects(database)]}")
     return found[0]
 
 

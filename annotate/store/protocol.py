@@ -97,7 +97,7 @@ class Protocol:
                 return self._refuse(connection, "undo", assignment_id, user, "this is not yours")
             last = _last(connection, held)
             if last is not None and last.kind == "undo" and held.state == "leased":
-                return Result("duplicate", queue.load_task(connection, held))
+                return Result("duplicate", queue.load_task(connection, held) if held.user_id == user else None)
             if last is None or held.state not in ("done", "skipped"):
                 return self._refuse(connection, "undo", assignment_id, user, "there is no answer to take back")
             if last.id <= _exported(connection, self.project) and not forced:
@@ -111,7 +111,7 @@ class Protocol:
             row = queue.change_assignment(connection, held.id, revision=held.revision + 1, **lease)
             taken = {"skip": {"skips": -1}, "flag": {"flagged": -1}}.get(last.kind, {"done": -1})
             queue.settle(connection, settings, before, leased=1, **taken)
-            details = {"assignment": held.id, "revision": row.revision, "forced": force}
+            details = {"assignment": held.id, "revision": row.revision, "forced": forced}
             record(connection, now, "undo", user=user, project=self.project, **details)
             return Result("accepted", queue.load_task(connection, row) if held.user_id == user else None)
 
@@ -166,6 +166,7 @@ class Protocol:
         return connection.execute(PROJECT, {"key": self.project}).one()
 
     def _assignment(self, connection: Connection, assignment_id: str) -> Row | None:
+        check_text("assignment", assignment_id)
         return connection.execute(HELD, {"token": assignment_id, "project": self.project}).first()
 
     def _revise(self, connection: Connection, held: Row, values: dict[str, Any], now: float) -> None:

@@ -23,7 +23,7 @@ from annotate.store.audit import record
 from annotate.store.records import Task
 from annotate.store.schema import RETURNED, WAITS, assignment, candidate, comparison, frontier, item, response
 
-SWEEP = 100  # expired leases taken back by one claim: enough to keep up, few enough that nobody waits for it
+SWEEP = 20  # expired leases taken back by one claim: enough to keep up, few enough that nobody waits for it
 
 
 class Busy:

@@ -12,7 +12,7 @@ from typing import Literal
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from annotate.store.audit import record
-from annotate.store.database import Database
+from annotate.store.database import Database, insert_missing
 from annotate.store.schema import login_failure, session, user
 from annotate.store.verdicts import check_text
 from rlhf_kit.errors import InputError
@@ -115,7 +115,7 @@ def log_in(database: Database, name: str, password: str, address: str) -> Login:
     An attempt counts as failed before its password is looked at, so that many at once gain nothing; a success clears the count.
     A name that does not exist takes as long as one that does.
     """
-    name, address = name[:LONGEST].replace("\0", ""), address[:LONGEST]
+    name, address = (words[:LONGEST].encode(errors="replace").decode().replace("\0", "") for words in (name, address))
     with database.write() as connection:
         now = database.now()
         connection.execute(delete(login_failure).where(login_failure.c.last < now - FORGOTTEN_AFTER))
@@ -135,12 +135,10 @@ def log_in(database: Database, name: str, password: str, address: str) -> Login:
 
 
 def _count_failure(connection: Connection, name: str, address: str, now: float) -> float:
+    connection.execute(insert_missing(connection, login_failure), {"name": name, "address": address, "count": 0, "last": now})
     this = (login_failure.c.name == name) & (login_failure.c.address == address)
-    known = connection.execute(select(login_failure.c["count"], login_failure.c.last).where(this).with_for_update()).first()
-    if known is None:
-        connection.execute(insert(login_failure).values(name=name, address=address, count=1, last=now))
-        return 0.0
-    failures, last = known
+    query = select(login_failure.c["count"], login_failure.c.last).where(this).with_for_update()
+    failures, last = connection.execute(query).one()
     pause = min(2.0 ** min(failures - FREE_FAILURES, 30), LONGEST_WAIT) if failures >= FREE_FAILURES else 0.0
     # A clock that was set back must not lock anybody out for longer than the pause.
     wait = min(last + pause - now, pause)

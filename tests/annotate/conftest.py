@@ -15,8 +15,6 @@ import pytest
 
 from annotate.store.database import Database, open_database
 
-ABSENT = "PostgreSQL is not installed: the annotate store was NOT tested on it (apt-get install postgresql)"
-
 
 class Clock:
     """Time that a test sets."""
@@ -40,7 +38,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         return
     server: str | None = request.getfixturevalue("postgresql_server")
     if server is None:
-        pytest.skip(ABSENT)
+        pytest.skip(request.getfixturevalue("postgresql_absent"))
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(server.format("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -82,7 +80,7 @@ def postgresql_server() -> Iterator[str | None]:
 def _programs() -> Path | None:
     found = shutil.which("initdb")
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    return Path(found).parent if found else debian[-1].parent if debian else None
+    return Path(found).resolve().parent if found else debian[-1].parent if debian else None
 
 
 def _run(folder: Path, command: list[object]) -> None:
@@ -91,18 +89,3 @@ def _run(folder: Path, command: list[object]) -> None:
     words = [*as_user, *map(str, command)]
     done = subprocess.run(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    global _postgresql_missing
-    if report.skipped and ABSENT in str(report.longrepr):
-        _postgresql_missing = True
-
-
-_postgresql_missing = False
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _postgresql_missing:
-        terminalreporter.section("WARNING", red=True, bold=True)
-        terminalreporter.line(ABSENT, red=True, bold=True)

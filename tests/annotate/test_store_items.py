@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import pytest
 
@@ -68,7 +69,10 @@ def test_everything_about_a_comparison_is_stored(database):
         ({"responses": [NewResponse(str(number)) for number in range(10)]}, "responses"),
         ({"responses": [NewResponse("a\0"), NewResponse("b")]}, "response"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"content": "no role"}]}, "messages"),
+        ({"messages": [{"content": "no role"}]}, "messages, role"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages, content"),
+        ({"responses": [NewResponse("one", model="\0"), NewResponse("two")]}, "response"),
+        ({"responses": [NewResponse("one", rm_score=float("inf")), NewResponse("two")]}, "rm_score"),
         ({"overlap": 0}, "overlap"),
         ({"priority": float("nan")}, "priority"),
         ({"propensity": 0.0}, "propensity"),
@@ -84,6 +88,13 @@ def test_a_record_that_makes_no_comparison_is_named_by_its_number_and_its_chunk_
     assert world.rows(comparison) == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), b"bytes"])
+def test_sampling_parameters_that_are_no_json_are_named(database, value):
+    world = World(database)
+    with pytest.raises(InputError, match=r"record 1 .*plain JSON"):
+        world.add(NewComparison(MESSAGES, [NewResponse("a", sampling={"temperature": value}), NewResponse("b")]))
+
+
 def test_an_import_cut_short_goes_on_where_it_stopped(database, monkeypatch):
     world = World(database)
     monkeypatch.setattr(items, "CHUNK", 4)
@@ -96,6 +107,23 @@ def test_an_import_cut_short_goes_on_where_it_stopped(database, monkeypatch):
         add_comparisons(database, world.project.id, cut_short())
     assert len(world.rows(comparison)) == 8
     assert add_comparisons(database, world.project.id, (pair(number) for number in range(12))) == Added(4, 8)
+
+
+def test_imports_at_once_of_the_same_records_in_different_orders_add_each_once(database):
+    world = World(database)
+    records = [pair(number) for number in range(40)]
+    counts = []
+    orders = (records, records[::-1], records[20:] + records[:20])
+    threads = [
+        threading.Thread(target=lambda order=order: counts.append(add_comparisons(database, world.project.id, order).added))
+        for order in orders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(counts), sum(counts)) == (3, 40)
+    assert [len(world.rows(table)) for table in (item, response, comparison, candidate)] == [40, 80, 40, 80]
 
 
 def test_a_live_comparison_goes_to_its_chatter_alone(database):
@@ -125,7 +153,7 @@ def test_projects_are_found_by_name_and_new_guidelines_raise_their_version(datab
     assert [row.guidelines_version for row in world.rows(judgment)] == [1, 2]  # what was shown, not what is valid now
     with pytest.raises(InputError, match="exists already"):
         create_project(database, "project")
-    with pytest.raises(InputError, match="project do"):
+    with pytest.raises(InputError, match=r"expected one of .'project'"):
         get_project(database, "other")
     assert [each.name for each in list_projects(database)] == ["project"]
 

@@ -77,6 +77,8 @@ def test_somebody_elses_task_cannot_be_answered_and_the_attempt_is_on_record(dat
     task = world.protocol.claim(world.people[0])
     result = world.protocol.submit(task.assignment, world.people[1], prefer_good(task))
     assert (result.status, result.next) == ("refused", None)
+    with pytest.raises(InputError, match="assignment"):
+        world.protocol.submit("\0", world.people[1], prefer_good(task))
     assert world.protocol.submit("made up", world.people[1], prefer_good(task)).status == "refused"
     assert world.rows(judgment) == []
     assert [row.user_id for row in world.events("refuse")] == [world.people[1]] * 2
