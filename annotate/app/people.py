@@ -99,8 +99,9 @@ def people_pages(judging: Judging, *, chat: Callable[[gr.Dropdown], None] | None
 
     with gr.Blocks(title="Annotate", analytics_enabled=False) as pages:
         with gr.Row(elem_classes="top"):
+            # A restart forgets a session's choices, and Gradio would refuse each vote of a page still open: the handlers check.
             project = gr.Dropdown(
-                [], label="Project", show_label=False, container=False, visible=False, elem_id="project", scale=0
+                [], label="Project", show_label=False, container=False, visible=False, elem_id="project", allow_custom_value=True
             )
             who = gr.HTML(elem_id="who", apply_default_css=False)
         with gr.Tabs(selected="pair", elem_id="pages") as tabs:

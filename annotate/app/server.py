@@ -10,13 +10,15 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
+from annotate.app.admin import admin_pages
 from annotate.app.chat import chat_page
-from annotate.app.guard import PEOPLE, Guard
+from annotate.app.guard import ADMIN, PEOPLE, Guard
 from annotate.app.judging import Judging
 from annotate.app.login import login_routes
 from annotate.app.panel import PAGE_CSS
 from annotate.app.people import page_css, people_pages
 from annotate.app.rest import rest_routes
+from annotate.app.rest_admin import admin_rest_routes
 from annotate.demo import GUIDELINES, demo_comparisons
 from annotate.store.database import Database
 from annotate.store.items import add_comparisons
@@ -99,8 +101,10 @@ def make_app(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(login_routes(database, https=https))
     app.include_router(rest_routes(database))
+    app.include_router(admin_rest_routes(database))
     judging = Judging(database)
     _mount(app, people_pages(judging, chat=chat_page(judging, speakers) if speakers else None), PEOPLE)
+    _mount(app, admin_pages(database), ADMIN)
     return Guard(app, database, hosts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, insert, select, text, update
+from sqlalchemy import Connection, Row, Select, func, insert, select, text, update
 
 from annotate.store.audit import record
 from annotate.store.database import Database
@@ -15,6 +15,8 @@ from annotate.store.records import Message
 from annotate.store.schema import CASES, adjudication, assignment, candidate, comparison, item, judgment, project, response, user
 from annotate.store.verdicts import KINDS, check_ranking, check_strength, check_text, dense
 from rlhf_kit.errors import InputError
+
+DecisionKind = Literal["preference", "tie", "both_bad", "rank", "discard", "reopen"]
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,21 @@ class Said:
 
 @dataclass(frozen=True)
 class Case:
-    """A comparison that waits for a decision, answers in canonical order."""
+    """A comparison before an adjudicator, answers in canonical order. `state`: the comparison's; `adjudicate` where it waits."""
 
     comparison: int
     kind: Literal["pair", "rank"]
     messages: Sequence[Message]
     responses: Sequence[str]
     said: Sequence[Said]
+    state: str
 
 
 @dataclass(frozen=True)
 class Decision:
     """An adjudicator's word, in canonical order: a verdict; `discard`: it is left out; `reopen`: people judge it after all."""
 
-    kind: Literal["preference", "tie", "both_bad", "rank", "discard", "reopen"]
+    kind: DecisionKind
     strength: int = 0
     ranking: Sequence[int] | None = None
     reason: str = ""
@@ -53,11 +56,52 @@ class Decision:
 
 def list_cases(database: Database, project_id: int, limit: int = 50) -> list[Case]:
     """The comparisons that wait for a decision, the oldest first."""
-    query = select(comparison.c.id, comparison.c.kind, item.c.messages).join(item, item.c.id == comparison.c.item_id)
-    waiting = query.where(comparison.c.project_id == project_id, text(CASES))
     with database.read() as connection:
-        rows = connection.execute(waiting.order_by(comparison.c.id).limit(limit)).all()
-        return [Case(row.id, row.kind, row.messages, _texts(connection, row.id), _said(connection, row.id)) for row in rows]
+        rows = connection.execute(_cases(project_id).where(text(CASES)).order_by(comparison.c.id).limit(limit)).all()
+        return [_case(connection, row) for row in rows]
+
+
+def count_cases(database: Database, project_id: int) -> int:
+    """How many comparisons wait for a decision."""
+    query = select(func.count()).select_from(comparison).where(comparison.c.project_id == project_id, text(CASES))
+    with database.read() as connection:
+        return connection.execute(query).scalar_one()
+
+
+def list_disagreements(database: Database, project_id: int, limit: int = 50) -> list[Case]:
+    """Pairs that wait for nobody, though one person found the first answer better and another the second; the oldest first."""
+    sides = (
+        select(assignment.c.comparison_id)
+        .join(judgment, (judgment.c.assignment_id == assignment.c.id) & (judgment.c.revision == assignment.c.revision))
+        .where(assignment.c.project_id == project_id, judgment.c.kind == "preference")
+        .group_by(assignment.c.comparison_id)
+        .having(func.min(judgment.c.strength) < 0, func.max(judgment.c.strength) > 0)
+    )
+    query = _cases(project_id).where(comparison.c.id.in_(sides), comparison.c.state.in_(("open", "done")))
+    queued = query.where(comparison.c.source != "gold").order_by(comparison.c.id).limit(limit)
+    with database.read() as connection:
+        return [_case(connection, row) for row in connection.execute(queued).all()]
+
+
+def load_case(database: Database, project_id: int, comparison_id: int) -> Case:
+    """A comparison as an adjudicator sees it, whether it waits or not.
+
+    Raises:
+        InputError: the project has none with this id.
+    """
+    with database.read() as connection:
+        row = connection.execute(_cases(project_id).where(comparison.c.id == comparison_id)).first()
+        if row is None:
+            raise InputError("comparison", comparison_id, "which this project does not have")
+        return _case(connection, row)
+
+
+def models_of(database: Database, comparison_id: int) -> list[str]:
+    """The names of the models behind the answers, in canonical order; for those who have decided already."""
+    query = select(response.c.model).join(candidate, candidate.c.response_id == response.c.id)
+    with database.read() as connection:
+        ordered = query.where(candidate.c.comparison_id == comparison_id).order_by(candidate.c.position)
+        return list(connection.execute(ordered).scalars())
 
 
 def send_to_adjudication(database: Database, comparison_id: int, *, by: int, reason: str) -> None:
@@ -92,6 +136,15 @@ def decide(database: Database, comparison_id: int, decision: Decision, *, by: in
         else:
             connection.execute(update(comparison).where(comparison.c.id == found.id).values(state="decided", waits=0, returned=0))
         record(connection, now, "decide", user=by, project=found.project_id, comparison=found.id, decision=decision.kind)
+
+
+def _cases(project_id: int) -> Select:
+    query = select(comparison.c.id, comparison.c.kind, comparison.c.state, item.c.messages)
+    return query.join(item, item.c.id == comparison.c.item_id).where(comparison.c.project_id == project_id)
+
+
+def _case(connection: Connection, row: Row) -> Case:
+    return Case(row.id, row.kind, row.messages, _texts(connection, row.id), _said(connection, row.id), row.state)
 
 
 def _reopen(connection: Connection, settings: Row, found: Row) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, Integer, case, cast, func, select
 
 from annotate.store.database import Database
 from annotate.store.schema import assignment, comparison, judgment, user
@@ -22,7 +23,8 @@ class Progress:
     Args:
         slots, slots_done: a comparison has as many slots as its overlap; votes beyond it count nothing here.
         votes: answers that stand, of any source; `late` of them came after their lease had run out.
-        eta_seconds: the open slots at the pace since the first vote of the last hour; None where nobody voted in it.
+        votes_per_hour: the pace since the first vote of the last hour.
+        eta_seconds: the open slots at that pace; None where nobody voted in the last hour.
     """
 
     open: int
@@ -34,6 +36,7 @@ class Progress:
     leased: int
     votes: int
     late: int
+    votes_per_hour: float
     eta_seconds: float | None
 
 
@@ -64,7 +67,8 @@ def project_progress(database: Database, project_id: int) -> Progress:
         pace = _votes_per_second(connection, project_id, database.now())
     counts = {state: by_state.get(state, 0) for state in ("open", "done", "adjudicate", "decided")}
     eta = missing / pace if pace else None
-    return Progress(**counts, slots=slots, slots_done=slots_done, leased=leased, votes=votes, late=late, eta_seconds=eta)
+    slots_now = {"slots": slots, "slots_done": slots_done, "leased": leased}
+    return Progress(**counts, **slots_now, votes=votes, late=late, votes_per_hour=3600 * pace, eta_seconds=eta)
 
 
 def people_progress(database: Database, project_id: int) -> list[PersonProgress]:
@@ -75,6 +79,23 @@ def people_progress(database: Database, project_id: int) -> list[PersonProgress]
     query = query.with_only_columns(user.c.id, user.c.name, *columns, func.max(judgment.c.created))
     with database.read() as connection:
         return [PersonProgress(*row) for row in connection.execute(query.group_by(user.c.id, user.c.name).order_by(user.c.name))]
+
+
+def votes_over_time(database: Database, project_id: int, points: int = 100) -> list[tuple[float, int]]:
+    """How many of the votes that stand had been given at up to `points` times, evenly spread from the first to the last."""
+    # Whole seconds, because the two databases round a division of other numbers differently.
+    second = cast(judgment.c.created, Integer)
+    with database.read() as connection:
+        standing = _standing(project_id)
+        first, last = connection.execute(standing.with_only_columns(func.min(second), func.max(second))).one()
+        if first is None:
+            return []
+        step = max(1, -(-(last - first) // points))
+        bucket = ((second - first) // step).label("bucket")
+        counted = standing.with_only_columns(bucket, func.count()).group_by(bucket).order_by(bucket)
+        found = connection.execute(counted).all()
+    sums = itertools.accumulate(count for _, count in found)
+    return [(float(first + (place + 1) * step), total) for (place, _), total in zip(found, sums)]
 
 
 def _standing(project_id: int, answers: tuple[str, ...] = VOTES):  # type: ignore[no-untyped-def]  # a Select of changing columns

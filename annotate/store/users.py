@@ -56,8 +56,7 @@ def create_user(database: Database, name: str, password: str, role: Role = "anno
     check_text("user.name", name)
     if not name.strip() or len(name) > LONGEST:
         raise InputError("user.name", name, f"expected 1 to {LONGEST} characters")
-    if role not in ("admin", "annotator"):
-        raise InputError("user.role", role, "expected admin or annotator")
+    _check_role(role)
     hashed = _hash_password(_checked_password(password))
     with database.write() as connection:
         if connection.execute(select(user.c.id).where(user.c.name == name)).first():
@@ -70,8 +69,14 @@ def create_user(database: Database, name: str, password: str, role: Role = "anno
 
 
 def set_active(database: Database, key: int, active: bool, *, by: int | None = None) -> None:
-    """Disable a person, which ends their sessions at once, or enable them again."""
+    """Disable a person, which ends their sessions at once, or enable them again.
+
+    Raises:
+        InputError: nobody has that id; or it is the last active admin, or `by` themselves.
+    """
     with database.write() as connection:
+        if not active:
+            _check_admin_stays(connection, key, by)
         _change(connection, key, active=active)
         record(connection, database.now(), "enable_user" if active else "disable_user", user=by, whom=key)
 
@@ -82,6 +87,20 @@ def set_password(database: Database, key: int, password: str, *, by: int | None 
     with database.write() as connection:
         _change(connection, key, password=hashed)
         record(connection, database.now(), "set_password", user=by, whom=key)
+
+
+def set_role(database: Database, key: int, role: Role, *, by: int | None = None) -> None:
+    """Make a person an admin, or an annotator again; their sessions end.
+
+    Raises:
+        InputError: the role is unknown, nobody has that id; or the last active admin, or `by`, would cease to be one.
+    """
+    _check_role(role)
+    with database.write() as connection:
+        if role != "admin":
+            _check_admin_stays(connection, key, by)
+        _change(connection, key, role=role)
+        record(connection, database.now(), "set_role", user=by, whom=key, role=role)
 
 
 def list_users(database: Database) -> list[User]:
@@ -126,6 +145,21 @@ def _count_failure(connection: Connection, name: str, address: str, now: float) 
     if wait <= 0:
         connection.execute(update(login_failure).where(this).values(count=failures + 1, last=now))
     return wait
+
+
+def _check_admin_stays(connection: Connection, key: int, by: int | None) -> None:
+    # Locked on PostgreSQL, so that two admins who disable each other are looked at one after the other.
+    admins = select(user.c.id, user.c.name).where(user.c.role == "admin", user.c.active).order_by(user.c.id).with_for_update()
+    names = {row.id: row.name for row in connection.execute(admins)}
+    if key in names and key == by:
+        raise InputError("user", names[key], "which is you: let another admin do that")
+    if set(names) == {key}:
+        raise InputError("user", names[key], "which is the last active admin: make somebody else an admin first")
+
+
+def _check_role(role: str) -> None:
+    if role not in ("admin", "annotator"):
+        raise InputError("user.role", role, "expected admin or annotator")
 
 
 def _change(connection: Connection, key: int, **values: object) -> None:

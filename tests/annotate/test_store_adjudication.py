@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from annotate.store.adjudication import Decision, decide, list_cases, send_to_adjudication
+from annotate.store.adjudication import (
+    Decision,
+    count_cases,
+    decide,
+    list_cases,
+    list_disagreements,
+    load_case,
+    models_of,
+    send_to_adjudication,
+)
+from annotate.store.records import Verdict
 from annotate.store.schema import adjudication, comparison, judgment
 from rlhf_kit.errors import InputError
 from tests.annotate.world import World, pair, prefer_good, question, ranking
@@ -115,3 +125,28 @@ def test_only_an_admin_decides(flagged):
 def test_a_ranking_is_decided_by_a_ranking(flagged):
     decide(flagged.database, key(flagged, 2), Decision("rank", ranking=[4, 1, 1, 3]), by=flagged.admin)
     assert flagged.rows(adjudication)[0].ranking == [3, 1, 1, 2]
+
+
+def test_only_pairs_on_which_votes_that_stand_contradict_each_other_are_disagreements(database):
+    world = World(database)
+    world.add(pair(1, overlap=2), pair(2, overlap=2), pair(3, overlap=2))
+    said = {1: (2, -1), 2: (2, 1), 3: (1, 0)}  # strengths for the good answer, of the first and the second person
+    for number in said:
+        for person, strength in zip(world.people, said[number]):
+            task = world.protocol.claim(person)
+            assert question(task) == number
+            verdict = prefer_good(task, strength) if strength else Verdict(task.revision, "tie")
+            world.protocol.submit(task.assignment, person, verdict)
+    [case] = list_disagreements(database, world.project.id)
+    assert (case.comparison, case.state, [each.strength for each in case.said]) == (key(world), "done", [2, -1])
+    assert (case, count_cases(database, world.project.id)) == (load_case(database, world.project.id, key(world)), 0)
+    past = world.protocol.history(world.people[1], limit=10)[-1]
+    world.protocol.undo(past.task.assignment, world.people[1])
+    assert list_disagreements(database, world.project.id) == []
+    with pytest.raises(InputError, match="comparison"):
+        load_case(database, world.project.id + 1, key(world))
+    assert models_of(database, key(world)) == ["secret-a", "secret-b"]
+
+
+def test_cases_are_counted(flagged):
+    assert count_cases(flagged.database, flagged.project.id) == 1

@@ -10,7 +10,7 @@ from annotate.store import users
 from annotate.store.audit import events
 from annotate.store.schema import session, user
 from annotate.store.sessions import SESSION_SECONDS, close_session, open_session, session_user
-from annotate.store.users import create_user, list_users, log_in, set_active, set_password
+from annotate.store.users import create_user, list_users, log_in, set_active, set_password, set_role
 from rlhf_kit.errors import InputError
 
 
@@ -157,3 +157,40 @@ def test_every_deed_around_an_account_is_on_record(database):
     trail = [(event.action, event.user) for event in reversed(events(database))]
     expected = ["create_user", "create_user", "login_failed", "login", "set_password", "disable_user"]
     assert trail == list(zip(expected, [None, admin.id, None, made.id, admin.id, admin.id]))
+
+
+def test_an_admin_stays_whatever_two_admins_do_to_each_other_at_once(database):
+    first, second = (create_user(database, name, "correct horse", "admin").id for name in ("ana", "bo"))
+    refused = []
+
+    def disable(whom: int, by: int) -> None:
+        try:
+            set_active(database, whom, False, by=by)
+        except InputError as error:
+            refused.append(error.mend)
+
+    threads = [threading.Thread(target=disable, args=pair) for pair in ((first, second), (second, first))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == ["which is the last active admin: make somebody else an admin first"]
+    assert [each.active for each in list_users(database)].count(True) == 1
+
+
+def test_a_role_can_be_changed_but_not_an_admins_own_nor_the_last_ones(database):
+    ana, bo = create_user(database, "ana", "correct horse", "admin"), create_user(database, "bo", "correct horse")
+    for by in (None, ana.id):
+        with pytest.raises(InputError, match="last active admin" if by is None else "which is you"):
+            set_role(database, ana.id, "annotator", by=by)
+    token = open_session(database, bo.id)
+    set_role(database, bo.id, "admin", by=ana.id)
+    assert session_user(database, token) is None
+    set_role(database, ana.id, "annotator", by=bo.id)
+    assert [(each.name, each.role) for each in list_users(database)] == [("ana", "annotator"), ("bo", "admin")]
+    with pytest.raises(InputError, match="admin or annotator"):
+        set_role(database, ana.id, "owner")
+    assert [(each.action, each.user) for each in events(database, action="set_role")] == [
+        ("set_role", bo.id),
+        ("set_role", ana.id),
+    ]

@@ -79,6 +79,18 @@ def test_no_page_function_does_more_with_nonsense_than_hand_out_a_task(world: Wo
     assert {name for name in after if after[name] != before[name]} <= CLAIMS
 
 
+def test_as_an_admin_too_nonsense_changes_nothing_and_no_fault_shows_the_code(world: World) -> None:
+    client = world.client("root")
+    before = counts(world)
+    for function in functions(world, "/admin"):
+        for value in JUNK:
+            answer = call(client, "/admin", function, value)
+            assert answer.status_code == 200
+            assert answer.json()["data"][0]["notice"]["kind"] == "bad"
+            assert "Traceback" not in answer.text
+    assert counts(world) == before | {"session": before["session"] + 1}  # that of `functions`
+
+
 def test_one_persons_page_never_shows_or_takes_what_is_anothers(world: World) -> None:
     task = world.client("bob").get("/api/claim").json()["task"]
     world.client("bob").post(
