@@ -33,6 +33,16 @@ class Connection:
         """
         return await self._ask(f"POST {path} HTTP/1.1\r\ncontent-type: application/json\r\n", json.dumps(body).encode())
 
+    async def hold(self, path: str) -> None:
+        """Ask for a stream and leave it open, as a page does; returns when it ends or is cancelled."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(self._head(f"GET {path} HTTP/1.1\r\n", 0))
+            while await reader.read(4096):
+                pass
+        finally:
+            writer.close()
+
     def close(self) -> None:
         """Drop the connection."""
         if self._streams is not None:
@@ -49,12 +59,17 @@ class Connection:
             raise RuntimeError(f"{head.splitlines()[0]}: {status} {answer[:300]!r}")
         return json.loads(answer)
 
+    def _head(self, head: str, length: int) -> bytes:
+        rest = f"host: localhost:{self.port}\r\ncookie: {COOKIE}={self.token}\r\ncontent-length: {length}\r\n\r\n"
+        return (head + rest).encode()
+
     async def _exchange(self, head: str, body: bytes) -> tuple[int, bytes]:
+        if self._streams is not None and self._streams[0].at_eof():  # the server closes what is idle for some seconds
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         reader, writer = self._streams
-        rest = f"host: localhost:{self.port}\r\ncookie: {COOKIE}={self.token}\r\ncontent-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + rest.encode() + body)
+        writer.write(self._head(head, len(body)) + body)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
         return int(lines[0].split()[1]), await reader.readexactly(int(headers["content-length"]))

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from benchmarks.annotate_load.http import Connection
-from benchmarks.annotate_load.people import Person, crowd
+from benchmarks.annotate_load.people import crowd
 from benchmarks.annotate_load.server import Server
 from benchmarks.annotate_load.world import PROJECT, World
 
@@ -81,6 +81,3 @@ async def _saturated(acts: list[Callable[[], Awaitable[bool]]], server: Server, 
         "server_cpu_ms": 1000 * (server_to - server_from) / counted,
         "driver_cpu_ms": 1000 * (driver_to - driver_from) / counted,
     }
-
-
-__all__ = ["Person", "rest", "ui"]

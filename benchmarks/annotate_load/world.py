@@ -19,8 +19,10 @@ from annotate.store.projects import Settings, create_project
 from annotate.store.records import NewComparison, NewResponse
 from annotate.store.schema import user
 from annotate.store.sessions import open_session
+from annotate.store.users import create_user
 
 PROJECT = "load"
+LOGIN = ("somebody", "correct horse battery")  # of the one who comes with a password
 GUIDELINES = "Which answer helps more?\n\n- Right first, then *clear*, then short.\n- Length alone is no merit."
 WORDS = (
     "river stone answer because reason follows often seldom carries model reward policy step gradient loss value sample prompt "
@@ -47,6 +49,7 @@ def make_world(url: str, *, people: int, pairs: int, overlap: int = 1) -> World:
     rows += [{**row, "name": f"person {number}", "role": "annotator"} for number in range(people)]
     with database.write() as connection:
         keys = connection.execute(insert(user).returning(user.c.id, user.c.role), rows).all()
+    create_user(database, *LOGIN)
     tokens = tuple(open_session(database, key.id) for key in keys if key.role == "annotator")
     database.close()
     return World(url, tokens, overlap)
