@@ -82,7 +82,10 @@ def _measured(part: str, kind: str, options: argparse.Namespace) -> dict[str, An
     from benchmarks.annotate_load import memory, paced, saturate
 
     seconds = options.seconds
-    with _world(kind, people=200, pairs=int(1000 + 900 * seconds) if part in ("ui", "rest", "memory") else 8000) as (server, world):
+    with _world(kind, people=200, pairs=int(1000 + 900 * seconds) if part in ("ui", "rest", "memory") else 8000) as (
+        server,
+        world,
+    ):
         if part == "browser":
             from benchmarks.annotate_load.browser import browser
 

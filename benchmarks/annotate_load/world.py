@@ -24,10 +24,11 @@ from annotate.store.users import create_user
 PROJECT = "load"
 LOGIN = ("somebody", "correct horse battery")  # of the one who comes with a password
 GUIDELINES = "Which answer helps more?\n\n- Right first, then *clear*, then short.\n- Length alone is no merit."
-WORDS = (
+VOCABULARY = (
     "river stone answer because reason follows often seldom carries model reward policy step gradient loss value sample prompt "
     "token reader writer garden winter summer number measure table window letter question example simple careful result"
-).split()
+)
+WORDS = VOCABULARY.split()
 
 
 @dataclass(frozen=True)
