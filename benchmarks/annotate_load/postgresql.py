@@ -46,9 +46,9 @@ def postgresql_server(*settings: str) -> Iterator[str | None]:
 def postgresql_database(server: str, name: str) -> Iterator[str]:
     """An empty database of that server; the URL. It is dropped at the end, whoever is still connected."""
     with psycopg.connect(server.format("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]  # psycopg wants a literal
+        connection.execute(f"CREATE DATABASE {name}")
         yield server.format(name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload]
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _programs() -> Path | None:
