@@ -20,6 +20,7 @@ from benchmarks.annotate_load.world import make_world, preference
 from tests.annotate.test_faults import LocalPerson
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_killed_thrice_while_people_vote_it_loses_no_vote_doubles_none_and_turns_none(database_url: str) -> None:
     world = make_world(database_url, people=16, pairs=1500, overlap=2)
