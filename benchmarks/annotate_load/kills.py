@@ -14,7 +14,7 @@ from benchmarks.annotate_load.world import World
 
 PEOPLE = 16
 UNDO_SHARE = 0.05
-LOAD_SECONDS = (0.1, 0.9)  # between a start and the next kill
+LOAD_SECONDS = (0.2, 1.5)  # between a start and the next kill
 
 
 async def kills(server: Server, world: World, count: int, tell: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
