@@ -55,7 +55,10 @@ class Judging:
             return self.show(project, user, kind, notice=f"Not saved: {result.reason}.", notice_kind="warning", **reply)
         if said.kind == "undo":
             return self.value(project, user, result.next, notice="Taken back: judge it again.", **reply)
-        return self.value(project, user, result.next, notice=LATE if result.status == "late" else "", **reply)
+        if result.status == "duplicate":
+            return self.value(project, user, result.next, **reply)
+        notice = LATE if result.status == "late" else ""
+        return self.value(project, user, result.next, last=said.assignment, notice=notice, **reply)
 
     def _store(self, protocol: Protocol, user: int, said: Event) -> Result:
         if said.kind == "undo":
@@ -79,10 +82,15 @@ class Judging:
         )
         return protocol.submit(said.assignment, user, verdict)
 
-    def value(self, project: Project, user: int, task: Task | None, **more: Any) -> dict[str, Any]:
-        """The panel's value for a task, with progress, guidelines and what Undo would take back."""
+    def value(self, project: Project, user: int, task: Task | None, *, last: str | None = None, **more: Any) -> dict[str, Any]:
+        """The panel's value for a task, with progress, guidelines and what Undo would take back.
+
+        Args:
+            last: the assignment that was answered just now; None: look up which was the last.
+        """
         settings = project.settings
-        past = Protocol(self.database, project.id).history(user, limit=1)
+        if last is None and (past := Protocol(self.database, project.id).history(user, limit=1)):
+            last = past[0].task.assignment if past[0].undoable else None
         shown = None
         if task is not None:
             shown = PanelTask(
@@ -98,7 +106,7 @@ class Judging:
             self.counts.progress(project.id, user),
             guidelines=settings.guidelines,
             guidelines_version=project.guidelines_version,
-            undo=past[0].task.assignment if past and past[0].undoable else None,
+            undo=last,
             **more,
         )
 

@@ -61,6 +61,10 @@ def people_pages(judging: Judging, *, chat: Callable[[gr.Dropdown], None] | None
 
         return show
 
+    def chosen(name: str, request: gr.Request) -> tuple[Any, ...]:
+        found = project_named(database, name)
+        return gr.update(value=found.name if found else None), opened("pair")(name, request), gr.Tabs(selected="pair")
+
     def judged(kind: Kind) -> Callable[..., Any]:
         def judge(name: str, event: gr.EventData, request: gr.Request) -> dict[str, Any]:
             user, project = whose(request), project_named(database, name)
@@ -76,8 +80,8 @@ def people_pages(judging: Judging, *, chat: Callable[[gr.Dropdown], None] | None
 
     def header(request: gr.Request) -> tuple[Any, Any]:
         user, names = whose(request), [project.name for project in list_projects(database)]
-        chosen = request.query_params.get("project")
-        first = chosen if chosen in names else (names[0] if names else None)
+        asked = request.query_params.get("project")
+        first = asked if asked in names else (names[0] if names else None)
         return gr.update(choices=names, value=first, visible=len(names) > 1), _who(user)
 
     def history(name: str, request: gr.Request) -> str:
@@ -99,10 +103,10 @@ def people_pages(judging: Judging, *, chat: Callable[[gr.Dropdown], None] | None
 
     with gr.Blocks(title="Annotate", analytics_enabled=False) as pages:
         with gr.Row(elem_classes="top"):
-            # A restart forgets a session's choices, and Gradio would refuse each vote of a page still open: the handlers check.
-            project = gr.Dropdown(
-                [], label="Project", show_label=False, container=False, visible=False, elem_id="project", allow_custom_value=True
-            )
+            # Custom values are allowed because the choices that `header` sends stand in the memory of one process, and after a
+            # restart a page that is still open must be able to vote. `project_named` decides what a name may be.
+            options: dict[str, Any] = {"show_label": False, "container": False, "scale": 0, "allow_custom_value": True}
+            project = gr.Dropdown([], label="Project", visible=False, elem_id="project", **options)
             who = gr.HTML(elem_id="who", apply_default_css=False)
         with gr.Tabs(selected="pair", elem_id="pages") as tabs:
             with gr.Tab("Annotate", id="pair") as pair_tab:
@@ -116,7 +120,7 @@ def people_pages(judging: Judging, *, chat: Callable[[gr.Dropdown], None] | None
                 past = gr.HTML(elem_id="history", apply_default_css=False, js_on_load=HISTORY_JS)
         now: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         pages.load(header, None, [project, who], **now).then(opened("pair"), project, pair, **now)
-        project.input(opened("pair"), project, pair, **now).then(lambda: gr.Tabs(selected="pair"), None, tabs, **now)
+        project.input(chosen, project, [project, pair, tabs], **now)
         pair_tab.select(opened("pair"), project, pair, **now)
         rank_tab.select(opened("rank"), project, rank, **now)
         history_tab.select(history, project, past, **now)

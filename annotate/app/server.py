@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -49,6 +51,9 @@ def main(config: ServeConfig) -> None:
 
             options: Any = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
             speakers = load_speakers(*config.models, **options)
+        if importlib.util.find_spec("matplotlib") is None:
+            # Gradio tries to import it at every call; None lets that fail at once, instead of after a search of all folders.
+            sys.modules["matplotlib"] = None  # type: ignore[assignment]
         app = make_app(database, hosts=served_names(config), https=config.https, speakers=speakers)
         print(f"http://{'localhost' if config.host in LOOPBACK else config.host}:{config.port}/", flush=True)
         forwarded: Any = {"proxy_headers": config.https, "forwarded_allow_ips": "*" if config.https else None}

@@ -1,16 +1,16 @@
 """One database behind a URL: SQLite in a file, or PostgreSQL.
 
 SQLite takes one writer at a time. Writers of this process queue at a lock, because SQLite's own waiting is a sleep that lets late
-comers overtake; `BEGIN IMMEDIATE` and `busy_timeout` settle it between processes. `synchronous=FULL`: a vote taken is on disk.
+comers overtake, and share commits; `BEGIN IMMEDIATE` and `busy_timeout` settle it between processes. `synchronous=FULL`: a vote
+taken is on disk.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import URL, Connection, Table, create_engine, event, make_url
@@ -18,6 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from annotate.store import migration
+from annotate.store.commits import SharedCommits
 from rlhf_kit.errors import InputError
 
 BUSY_SECONDS = 30
@@ -50,13 +51,13 @@ class Database:
             event.listen(self.engine, "begin", _begin)
         else:
             self.engine = create_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
-        self._writer = self.engine.execution_options(begin="BEGIN IMMEDIATE")
-        self._lock = threading.Lock() if self.sqlite else nullcontext()
+        writer = self.engine.execution_options(begin="BEGIN IMMEDIATE")
+        self._write = SharedCommits(writer).transaction if self.sqlite else writer.begin
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that writes: committed at the end, rolled back by any exception."""
-        with self._lock, self._named_faults(), self._writer.begin() as connection:
+        with self._named_faults(), self._write() as connection:
             yield connection
 
     @contextmanager

@@ -13,6 +13,8 @@ from annotate.store.schema import project
 from annotate.store.verdicts import check_text
 from rlhf_kit.errors import InputError
 
+BY_NAME = select(project).order_by(project.c.name)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -112,7 +114,7 @@ def get_project(database: Database, name: str) -> Project:
 def list_projects(database: Database) -> list[Project]:
     """All projects, by name."""
     with database.read() as connection:
-        rows = connection.execute(select(project).order_by(project.c.name)).mappings().all()
+        rows = connection.execute(BY_NAME).mappings().all()
     return [Project(row["id"], row["name"], _settings(row), row["guidelines_version"]) for row in rows]
 
 

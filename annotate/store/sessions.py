@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from annotate.store.audit import record
 from annotate.store.database import Database
@@ -14,6 +14,13 @@ from annotate.store.users import User
 
 SESSION_SECONDS = 12 * 3600.0
 CLOCK_SLACK = 300.0  # a clock corrected by less than this ends no session
+# Built once: every request asks it.
+WHOSE = (
+    select(user)
+    .join(session, session.c.user_id == user.c.id)
+    .where(session.c.token_hash == bindparam("hash"), session.c.expires > bindparam("now"))
+    .where(session.c.created <= bindparam("now") + CLOCK_SLACK, user.c.active)
+)
 
 
 def open_session(database: Database, user_id: int) -> str:
@@ -32,15 +39,8 @@ def session_user(database: Database, token: str) -> User | None:
 
     A session from the future is over too: a clock set back must not make it live for longer than it was given.
     """
-    now = database.now()
-    query = (
-        select(user)
-        .join(session, session.c.user_id == user.c.id)
-        .where(session.c.token_hash == _hash(token), session.c.expires > now, session.c.created <= now + CLOCK_SLACK)
-        .where(user.c.active)
-    )
     with database.read() as connection:
-        row = connection.execute(query).first()
+        row = connection.execute(WHOSE, {"hash": _hash(token), "now": database.now()}).first()
     return None if row is None else User(row.id, row.name, row.role, row.active)
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
@@ -168,11 +169,16 @@ def panel_value(
         "reply_to": reply_to,
         "undo": undo,
         "progress": {each.name: getattr(progress, each.name) for each in fields(progress)},
-        "guidelines": {"html": render_response(guidelines) if guidelines else "", "version": guidelines_version},
+        "guidelines": {"html": _laid_out(guidelines) if guidelines else "", "version": guidelines_version},
         "notice": {"text": notice, "kind": notice_kind} if notice else None,
         "empty": {"title": empty[0], "text": empty[1]},
     }
     return value if task is None else value | _task_fields(task)
+
+
+@lru_cache(maxsize=32)
+def _laid_out(guidelines: str) -> str:
+    return render_response(guidelines)  # the same for every task of a project
 
 
 def _task_fields(task: PanelTask) -> dict[str, Any]:
