@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from starlette.testclient import TestClient
@@ -155,5 +156,7 @@ def test_a_websocket_is_closed(world: World) -> None:
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Guard(None, world.database)({"type": "websocket"}, None, send))  # type: ignore[arg-type]
+    # In a thread, because a browser test before it may have left a running loop in this one.
+    with ThreadPoolExecutor() as pool:
+        pool.submit(asyncio.run, Guard(None, world.database)({"type": "websocket"}, None, send)).result()  # type: ignore[arg-type]
     assert sent == [{"type": "websocket.close", "code": 1008}]

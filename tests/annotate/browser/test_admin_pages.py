@@ -130,7 +130,7 @@ def test_the_preview_follows_what_is_typed_and_the_form_keeps_it_when_it_is_refu
     page.locator("input[name=aspects]").fill("kind")
     page.get_by_role("button", name="Save").click()
     notice(page, "version 2")
-    assert list_projects(served[1])[0].settings.aspects == ["kind"]
+    assert list(list_projects(served[1])[0].settings.aspects) == ["kind"]
 
 
 def test_a_case_is_decided_and_the_next_is_shown(open_page: Opener) -> None:
