@@ -103,17 +103,16 @@ def score_columns(side: str, scores: torch.Tensor) -> dict[str, Any]:
 def origin(config: SamplePairsConfig) -> dict[str, Any]:
     """Where both answers come from: the model, which weights those were, and how they were drawn."""
     sampling = {"temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
-    return {"model": config.model, "checkpoint": weights_digest(config.model), "sampling": sampling}
+    return {"model": config.model, "checkpoint": fingerprint(config.model), "sampling": sampling}
 
 
-def weights_digest(model: str) -> str:
-    """The beginning of the sha256 over a directory's weights, which tells two runs into one place apart; "" for a hub name."""
-    digest = hashlib.sha256()
-    files = sorted(Path(model).glob("*.safetensors"))
+def fingerprint(model: str) -> str:
+    """The first 12 digits of a hash of a directory's weights, which tells checkpoints of one name apart; "" of a hub name."""
+    files, whole = sorted(Path(model).glob("*.safetensors")), hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()[:16]}" if files else ""
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()[:12] if files else ""
 
 
 def member_scores(

@@ -1,4 +1,4 @@
-"""The way around, whole and small: what people said over HTTP is what a reward model learns, PPO climbs it, and its answers come back."""
+"""The way around, whole and small: what people say over HTTP a reward model learns, PPO climbs it, and new answers come back."""
 
 from __future__ import annotations
 
@@ -113,6 +113,6 @@ def test_everybody_who_judged_logged_in_by_name(trip) -> None:
 def test_a_run_without_an_sft_model_is_refused_before_anything_is_deleted(tmp_path: Path) -> None:
     kept = tmp_path / "out" / "kept"
     kept.mkdir(parents=True)
-    with pytest.raises(InputError, match="--run is .*, expected a folder with an SFT model"):
+    with pytest.raises(InputError, match=r"--run is .*, expected a folder with an SFT model"):
         main(RoundTripConfig(tmp_path, tmp_path / "out"))
     assert kept.exists()
