@@ -102,7 +102,7 @@ class RoundTrip:
 
     def sample(self, model: Path, name: str, **more: Any) -> list[dict[str, Any]]:
         """Two answers to each prompt; the same prompts each time."""
-        options = {"pairs": self.config.pairs, "max_new_tokens": self.config.max_new_tokens, "seed": self.config.seed}
+        options: Any = {"pairs": self.config.pairs, "max_new_tokens": self.config.max_new_tokens, "seed": self.config.seed}
         output = self.out / f"{name}.jsonl"
         return sample_pairs.main(sample_pairs.SamplePairsConfig(model=str(model), output=output, **options, **more))
 

@@ -124,8 +124,10 @@ def member_scores(
     for rollout in rollouts:
         here = rows[start : start + len(rollout.ended)]
         start += len(here)
-        several = isinstance(scorer, Ensemble)
-        parts.append(scorer.member_scores(rollout, here) if several else judged(scorer, rollout, here).scores[None])
+        if isinstance(scorer, Ensemble):
+            parts.append(scorer.member_scores(rollout, here))
+        else:
+            parts.append(judged(scorer, rollout, here).scores[None])
     return torch.cat(parts, 1)
 
 
