@@ -114,7 +114,7 @@ def train(settings: Settings, examples: Sequence[PreferenceExample], tokenizer: 
     model = load_scalar_model(settings.model)
     unwrap(model).config.pad_token_id = tokenizer.pad_token_id
     batches = PreferenceBatches(examples, settings.batch_size, settings.batch_size, seed, tokenizer.pad_token_id)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         config = FitConfig(
             Path(folder), seed, settings.epochs, learning_rate=settings.learning_rate, weight_decay=0.01, eval_every=0,
             save_every=0, keep_best=False,
@@ -235,8 +235,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--labels", type=int, nargs="+", default=[100, 200, 400, 800])
     parser.add_argument("--members", type=int, default=3)
-    parser.add_argument("--test", type=int, default=500)
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--test", type=int, default=400)
+    parser.add_argument("--epochs", type=float, default=1.5)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path, help="the curves, as SVG")
     given = parser.parse_args()
