@@ -50,8 +50,8 @@ class RoundTripConfig:
     people: int = 4
     labels: int = 360  # between the people
     members: int = 3  # reward models: what they disagree on is asked next
-    reward_epochs: float = 4.0
-    ppo_steps: int = 8
+    reward_epochs: float = 3.0
+    ppo_steps: int = 24
     ppo_batch: int = 64
     choose: int = 100  # of the new policy's pairs
     max_new_tokens: int = 96
@@ -71,13 +71,14 @@ def main(config: RoundTripConfig) -> dict[str, Any]:
         export(ExportConfig(trip.database, PROJECT, trip.out / "export", test_fraction=0.0))
         labels = load_preferences(trip.out / "export" / "train.jsonl")
     with trip.stage("reward"):
-        rewards = [trip.train_reward(member) for member in range(config.members)]
+        rewards = [trip.out / f"reward{member}" for member in range(1, config.members + 1)]
+        right = [trip.train_reward(folder, seed) for seed, folder in enumerate(rewards, config.seed)]
     with trip.stage("ppo"):
         trip.improve(rewards)
     with trip.stage("new pairs"):
         after = trip.sample(trip.out / "ppo", "new_pairs", reward=",".join(map(str, rewards)))
         trip.queue("new_pairs", choose=config.choose, seed=config.seed)
-    return trip.tell(said, labels, before, after)
+    return trip.tell(said, labels, right, before, after)
 
 
 class RoundTrip:
@@ -126,15 +127,15 @@ class RoundTrip:
                 people.append(SimulatedPerson(client, world_judge, USUAL, Random(f"{self.config.seed}-{name}")))
             return judged(people, self.config.labels)
 
-    def train_reward(self, member: int) -> Path:
-        """One reward model of the ensemble: its new weights, and the order of its batches, are its own."""
-        output, data = self.out / f"reward{member + 1}", self.out / "export" / "train.jsonl"
-        self.recipe(
-            reward, reward.RewardConfig, model=self.config.run / "sft", data=data, output_dir=output,
+    def train_reward(self, folder: Path, seed: int) -> float:
+        """A reward model of the ensemble, with new weights and an order of batches of its own; its accuracy on held-out pairs."""
+        data = self.out / "export" / "train.jsonl"
+        found = self.recipe(
+            reward, reward.RewardConfig, model=self.config.run / "sft", data=data, output_dir=folder,
             epochs=self.config.reward_epochs, batch_size=16, micro_batch_size=16, learning_rate="1e-3", weight_decay=0.01,
-            eval_data="world", eval_batches=16, eval_every=0, keep_best=False, save_every=0, seed=self.config.seed + member,
+            eval_data="world", eval_batches=16, eval_every=0, keep_best=False, save_every=0, seed=seed,
         )  # fmt: skip
-        return output
+        return float(found["eval/accuracy"])
 
     def improve(self, rewards: list[Path]) -> None:
         """PPO against the mean of the reward models."""
@@ -149,12 +150,15 @@ class RoundTrip:
         """A recipe's own `main`, its config parsed from a command line."""
         return module.main(parse_config(cls, [word for key, value in settings.items() for word in (f"--{key}", str(value))]))
 
-    def tell(self, said: Counter[str], labels: list[Any], before: list[Any], after: list[Any]) -> dict[str, Any]:
+    def tell(
+        self, said: Counter[str], labels: list[Any], right: list[float], before: list[Any], after: list[Any]
+    ) -> dict[str, Any]:
         """The way's figures, printed and in summary.json."""
         found = {
             "said": dict(said),
             "preferences": len(labels),
             "agree_with_gold": sum(map(agrees, labels)) / len(labels),
+            "reward_accuracy": sum(right) / len(right),
             "gold_before": mean_gold(before),
             "gold_after": mean_gold(after),
             "seconds": time.perf_counter() - self.started,
@@ -162,9 +166,9 @@ class RoundTrip:
         (self.out / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         print(
             f"\n{sum(said.values())} answers over HTTP, {len(labels)} preferences, of which {found['agree_with_gold']:.0%} agree "
-            f"with the gold score.\nMean gold score of the answers: {found['gold_before']:+.2f} before, "
-            f"{found['gold_after']:+.2f} after. {found['seconds']:.0f} s.\n"
-            f"The next round is in the queue: python -m annotate serve --database {self.database}"
+            f"with the gold score.\nReward models: right on {found['reward_accuracy']:.0%} of held-out pairs.\n"
+            f"Mean gold score of the answers: {found['gold_before']:+.2f} before, {found['gold_after']:+.2f} after.\n"
+            f"{found['seconds']:.0f} s. The next round is in the queue: python -m annotate serve --database {self.database}"
         )
         return found
 
@@ -183,7 +187,11 @@ def served(database: str, log: Path) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:  # a browser that still holds a connection
+                process.kill()
+                process.wait()
 
 
 def wait_until_served(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 180.0) -> None:
