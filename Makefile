@@ -1,13 +1,16 @@
-# `make quickstart` and `make test` need nothing but Python 3.11+; both install into $(VENV) what constraints.txt pins.
+# `make quickstart`, `make annotate` and `make test` need nothing but Python 3.11+; both install into $(VENV) what constraints.txt pins.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 PIP_INSTALL = $(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart annotate test check format clean
 
 quickstart: $(VENV)/.installed
 	$(RUN)/python examples/quickstart.py
+
+annotate: $(VENV)/.installed-annotate
+	$(RUN)/python -m annotate serve --demo true
 
 test: $(VENV)/.installed-test
 	$(RUN)/python -m pytest --numprocesses 2 --durations 15
@@ -26,6 +29,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(VENV)/.installed-annotate: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[annotate]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

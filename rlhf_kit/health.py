@@ -257,18 +257,33 @@ def _length_does_not_pay(curve: Curve) -> list[Note]:
 
 def _scores_stay_together(curve: Curve) -> list[Note]:
     """A trick that some answers have found splits the scores in two. Two halves d apart have the deviation
-    sqrt(s^2 + d^2 / 4), which is double at d = 3.5 s: groups that do not overlap."""
+    sqrt(s^2 + d^2 / 4), which is double at d = 3.5 s: groups that do not overlap.
+
+    While few have found it only the best score shows it. The best of 1,000 normal scores is 4 deviations above the mean in
+    one report of thirty; half as far again as at the start leaves out scores that always had such a tail.
+    """
     steps, spread = curve("objective/scores_std")
     _, best = curve("objective/scores_max")
-    if len(spread) < TREND or len(best) != len(spread):
+    _, means = curve("objective/scores")
+    if len(spread) < TREND or not len(best) == len(means) == len(spread):
         return []
+    title = "Some answers score far above the rest"
     start, _ = _ends(spread)
+    gaps = [top - mean for top, mean in zip(best, means)]
+    usual, _ = _ends(gaps)
+    alone = [i for i, gap in enumerate(gaps) if gap > max(4 * start, 4 * spread[i], 1.5 * usual)]
+    if start > 0 and len(alone) >= 3 and len(alone) > len(gaps) / 20:  # one outlier is no trick
+        far = gaps[alone[-1]] / max(start, spread[alone[-1]])
+        seen = (
+            f"In {count(len(alone))} reports, last at step {count(steps[alone[-1]])}, the best is {number(far)} deviations above "
+        )
+        return [Note(False, title, f"{seen}the mean: read the best ones; they may have found a trick.")]
     pairs = [(a + b) / 2 for a, b in itertools.pairwise(spread)]  # two reports: one outlier among the answers is no trick
     widest = max(range(len(pairs)), key=pairs.__getitem__)
     higher = best[widest] > max(best[: len(best) // 10 + 1])  # or it is the highest score there is, reached more often
     seen = f"The deviation of the scores was {number(start)} at first and {number(pairs[widest])} at step {count(steps[widest])}"
     if higher and 0 < 2 * start < pairs[widest] and _rises(curve):
-        return [Note(False, "Some answers score far above the rest", f"{seen}: read the best ones; they may have found a trick.")]
+        return [Note(False, title, f"{seen}: read the best ones; they may have found a trick.")]
     return [Note(True, "No answers stand apart", f"{seen}.")]
 
 

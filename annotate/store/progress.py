@@ -11,6 +11,7 @@ from annotate.store.schema import assignment, comparison, judgment, user
 
 PACE_SECONDS = 3600.0
 PACE_VOTES = 5000
+SHORTEST_PACE = 60.0
 VOTES = ("preference", "tie", "both_bad", "rank")
 
 
@@ -21,7 +22,7 @@ class Progress:
     Args:
         slots, slots_done: a comparison has as many slots as its overlap; votes beyond it count nothing here.
         votes: answers that stand, of any source; `late` of them came after their lease had run out.
-        eta_seconds: the open slots at the pace of the last hour; None where nobody voted in it.
+        eta_seconds: the open slots at the pace since the first vote of the last hour; None where nobody voted in it.
     """
 
     open: int
@@ -90,6 +91,5 @@ def _votes_per_second(connection: Connection, project_id: int, now: float) -> fl
     recent = [time for time in times if now - PACE_SECONDS < time <= now]
     if not recent:
         return 0.0
-    # Where the newest 5000 do not reach back an hour, they cover less than one.
-    seconds = PACE_SECONDS if len(recent) < PACE_VOTES else max(1.0, now - min(recent))
-    return len(recent) / seconds
+    # People began less than an hour ago, or the newest 5000 reach less far back: what they took, but no less than a minute.
+    return len(recent) / max(SHORTEST_PACE, now - min(recent))

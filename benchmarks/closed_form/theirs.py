@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rloo": {"learning_rate": 1e-3},
     "grpo": {"learning_rate": 1e-3, "loss_type": "grpo"},
     "dr_grpo": {"learning_rate": 1e-3, "loss_type": "dr_grpo", "scale_rewards": "none"},
-    "dpo": {"learning_rate": 1e-3},
+    "dpo": {"learning_rate": 2e-3, "per_device_train_batch_size": 128, "num_train_epochs": 4, "dataloader_drop_last": True},
 }
 
 
@@ -187,6 +187,7 @@ def run_dpo(world: World, settings: dict[str, Any]) -> dict[str, Any]:
             return dataset
 
     pairs = judged_pairs(world, EPISODES // 2, world.seed)
+    steps = settings["num_train_epochs"] * (EPISODES // 2 // settings["per_device_train_batch_size"])
     rows = {
         "prompt_ids": [list(PROMPTS[i]) for i in pairs.prompts.tolist()],
         "chosen_ids": world.answers[pairs.chosen].tolist(),
@@ -197,10 +198,10 @@ def run_dpo(world: World, settings: dict[str, Any]) -> dict[str, Any]:
     trainer = Prepared(
         model=policy,
         ref_model=world.reference,
-        args=DPOConfig(**settings, per_device_train_batch_size=BATCH // 2, num_train_epochs=1, beta=BETA, max_length=None),
+        args=DPOConfig(**settings, beta=BETA, max_length=None),
         train_dataset=datasets.Dataset.from_dict(rows),
         processing_class=tokenizer(pad=0),
-        callbacks=[Look(curve, BATCH)],
+        callbacks=[Look(curve, EPISODES / steps)],
     )
     return trained(trainer, curve)
 

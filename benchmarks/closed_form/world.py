@@ -108,8 +108,12 @@ def enumerate_logprobs(policy: Any) -> Tensor:
 def sample_answers(logprobs: Tensor, prompts: Tensor, generator: torch.Generator) -> Tensor:
     """(N,) places of answers drawn for (N,) prompts from (P, S) log-probabilities."""
     cumulative = logprobs.exp().cumsum(1)
-    draws = torch.rand(len(prompts), 1, generator=generator) * cumulative[prompts, -1:]
-    return torch.searchsorted(cumulative[prompts], draws).squeeze(1).clamp_max(logprobs.shape[1] - 1)
+    draws = torch.rand(len(prompts), generator=generator) * cumulative[prompts, -1]
+    found = torch.empty_like(prompts)
+    for prompt in range(len(logprobs)):  # not one search over (N, S), which fills the memory
+        here = prompts == prompt
+        found[here] = torch.searchsorted(cumulative[prompt], draws[here])
+    return found.clamp_max(logprobs.shape[1] - 1)
 
 
 def left_padded(prompts: Sequence[tuple[int, ...]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
@@ -140,6 +144,10 @@ class Pairs:
     prompts: Tensor  # (N,) long, which of PROMPTS
     chosen: Tensor  # (N,) long, places of answers
     rejected: Tensor  # (N,) long
+
+    def rows(self, which: Any) -> Pairs:
+        """Some of them."""
+        return Pairs(self.prompts[which], self.chosen[which], self.rejected[which])
 
 
 def judged_pairs(world: World, count: int, seed: int) -> Pairs:

@@ -191,7 +191,7 @@ def test_progress_counts_slots_votes_and_people_and_foresees_the_end(database, c
     found = project_progress(database, world.project.id)
     assert (found.open, found.done, found.slots, found.slots_done, found.votes, found.late) == (3, 3, 12, 7, 7, 1)
     assert found.leased == sum(row.state == "leased" for row in world.rows(assignment))
-    assert found.eta_seconds == pytest.approx(5 / 7 * 3600, rel=1e-12)
+    assert found.eta_seconds == pytest.approx(5 / 7 * 250, rel=1e-12)  # seven votes since the first, 250 seconds ago
     people = people_progress(database, world.project.id)
     assert [(each.name, each.votes, each.skips, each.late) for each in people] == [("person 0", 4, 0, 0), ("person 1", 3, 1, 1)]
     clock.time += 3601

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.closed_form import ours, theirs
-from benchmarks.closed_form.runs import curves, summary, table
+from benchmarks.closed_form.algorithms import curves, summary, table
 from benchmarks.closed_form.world import (
     BETA,
     EPISODES,

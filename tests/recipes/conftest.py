@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes import dpo, evaluate, export, ppo, pretrain, reward, sample_pairs, sft, tokenizer
+from recipes import classify, dpo, evaluate, export, ppo, pretrain, process_reward, reward, sample_pairs, sft, tokenizer
 from rlhf_kit.config import parse_config
 
 CONFIGS = {
@@ -38,6 +38,12 @@ CONFIGS = {
         reward,
         reward.RewardConfig,
         {"max_steps": 5, "batch_size": 8, "micro_batch_size": 4, "eval_every": 3, "save_every": 2, "log_every": 1},
+    ),
+    "classify": (classify, classify.ClassifyConfig, {"max_steps": 5, "batch_size": 8, "micro_batch_size": 4}),
+    "process_reward": (
+        process_reward,
+        process_reward.ProcessRewardConfig,
+        {"max_steps": 5, "batch_size": 8, "micro_batch_size": 4},
     ),
     "dpo": (
         dpo,

@@ -89,6 +89,16 @@ ALARMS: list[tuple[str, dict[str, Shape], dict[str, Shape]]] = [
         {"objective/scores_std": lambda t: 3.0 if 0.4 < t < 0.6 else 1.0, "objective/scores_max": lambda t: 1.0},  # right or not
     ),
     (
+        "Some answers score far above the rest",  # the trick is found by few, and the deviation does not show it
+        {"objective/scores_max": lambda t: 6.5 if 0.4 < t < 0.5 else 3.0 + t},
+        {"objective/scores_max": lambda t: 6.0 if 0.49 < t < 0.52 else 3.0 + t},  # by one or two, once
+    ),
+    (
+        "Some answers score far above the rest",
+        {"objective/scores_max": lambda t: 6.5 if 0.4 < t < 0.5 else 3.0 + t},
+        {"objective/scores_max": lambda t: 6.0 + 2 * t},  # the best always stood out
+    ),
+    (
         "The reward models disagree more and more",
         {"reward/ensemble_spread": lambda t: 0.4 + 0.3 * t},
         {"reward/ensemble_spread": lambda t: 0.4 + 0.1 * t},

@@ -242,7 +242,8 @@ function onKey(event) {
     else if ((key === 'g' && dialog.matches('.guidelines')) || (key === '?' && dialog.matches('.help'))) dialog.close();
     return;
   }
-  if (key === 'Enter' && event.target.closest?.('button')) return;  // the button's own click
+  const focused = event.target.closest?.('button, a');
+  if (key === 'Enter' && focused && focused.role !== 'tab') return;  // its own click; the tab just opened keeps the focus, though
   if (task.view !== 'task' && !['u', 'z', 'g', '?'].includes(key)) return;
   if (key === 'ArrowLeft' || key === 'ArrowRight') onArrow(event, key === 'ArrowLeft' ? -1 : 1);
   else if (key === 'Backspace' && task.mode === 'rank') { draft.order.pop(); drawOrder(); }

@@ -1,28 +1,54 @@
-"""One run in a process of its own, and what the runs of several seeds come to."""
+"""How close does each algorithm come to the best policy there is, ours and TRL's?
+
+python -m benchmarks.closed_form [--seeds 5] [--algorithms NAME ...] [--sides ours trl] [--jobs 1] [--json FILE] [--picture FILE]
+
+Each run is a process of its own with one thread, ours and TRL's of one seed one after the other, so that the machine's moods
+fall on both. Time is that of training alone; memory is the peak above what the world holds.
+"""
 
 from __future__ import annotations
 
 import statistics
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-import transformers
-
 from benchmarks.closed_form import ours, theirs
+from benchmarks.closed_form.command import each, parser, write
 from benchmarks.closed_form.world import BETA, EPISODES, make_world
 from benchmarks.pictures import sheet
 from benchmarks.speed.memory import resident
 from rlhf_kit.evaluation.charts import Series, line_chart
 
+ALGORITHMS = {"ours": tuple(ours.SETTINGS), "trl": tuple(theirs.SETTINGS)}
+
+
+def main(words: Sequence[str]) -> None:
+    """Run what is asked for, print the table; write figures and picture where asked."""
+    options = parser("", (__doc__ or "").splitlines()[0], seeds=5)
+    options.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS["ours"]), choices=ALGORITHMS["ours"])
+    options.add_argument("--sides", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
+    arguments = options.parse_args(words)
+    plan = [
+        (side, algorithm, seed)
+        for seed in range(arguments.seeds)
+        for algorithm in arguments.algorithms
+        for side in arguments.sides
+        if algorithm in ALGORITHMS[side]
+    ]
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {side: {} for side in arguments.sides}
+    told = each(one, plan, arguments.jobs, lambda found: f"{found['kl']:.4f} in {found['seconds']:.0f} s", fresh=True)
+    for (side, algorithm, _), found in told:
+        rows[side].setdefault(algorithm, []).append(found)
+    start = statistics.mean(run["start"] for run in next(iter(rows[arguments.sides[0]].values())))
+    result = {side: {name: summary(runs) for name, runs in found.items()} for side, found in rows.items()}
+    print("\n" + table(result, start))
+    write(arguments, {**result, "start": start, "episodes": EPISODES}, lambda _: curves(result))
+
 
 def one(side: str, algorithm: str, seed: int) -> dict[str, Any]:
     """One run, for a process that runs nothing else: `kl, seconds, curve, peak_mb`."""
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
     world = make_world(seed)
     before, _ = resident()
     with TemporaryDirectory() as folder:
