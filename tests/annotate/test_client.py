@@ -36,14 +36,11 @@ def test_a_person_logs_in_by_password_claims_votes_looks_back_and_takes_back(wor
     assert (past.task.responses, past.strength, past.kind, past.undoable) == (task.responses, 2, "preference", True)
     again = client.undo(task).next
     assert again is not None
-    assert (again.assignment, again.revision, again.responses) == (
-        task.assignment,
-        3,
-        task.responses,
-    )  # an undo is a revision, too
+    assert (again.assignment, again.responses) == (task.assignment, task.responses)
+    assert again.revision == 3  # an undo is a revision, too
     skipped = client.skip(again, "no idea")
     assert (skipped.status, client.history()[0].kind, client.history()[0].justification) == ("accepted", "skip", "no idea")
-    assert client.progress()["skipped"] == 1
+    assert (client.progress()["votes"], client.progress()["open"]) == (0, 20)
 
 
 def test_what_is_stored_is_what_was_said_of_the_answers_shown(world: World) -> None:  # noqa: F811
