@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from annotate.cli import COMMANDS
+from recipes.evaluate import EvaluateConfig
 from recipes.ppo import PPOConfig
 from recipes.reward import RewardConfig
 from recipes.sample_pairs import SamplePairsConfig
 from rlhf_kit.config import parse_config
 
 PAGE = Path(__file__).resolve().parents[2] / "examples" / "round_trip.md"
-RECIPES = {"sample_pairs": SamplePairsConfig, "reward": RewardConfig, "ppo": PPOConfig}
+RECIPES = {"sample_pairs": SamplePairsConfig, "reward": RewardConfig, "ppo": PPOConfig, "evaluate": EvaluateConfig}
 CALL = re.compile(r"^ +python (?:recipes/(\w+)\.py|-m annotate) (.*)$", re.MULTILINE)
 
 
@@ -38,6 +39,6 @@ def test_every_command_of_the_page_parses(recipe: str, words: list[str]) -> None
 
 def test_the_page_goes_all_the_way_around() -> None:
     found = [recipe or words[0] for recipe, words in calls()]
-    steps = ["sample_pairs", "import", "serve", "export", "reward", "ppo", "sample_pairs", "import"]
+    steps = ["sample_pairs", "import", "serve", "export", "reward", "ppo", "evaluate", "sample_pairs", "import"]
     at = iter(found)
     assert all(step in at for step in steps), found
