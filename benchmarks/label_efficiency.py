@@ -181,8 +181,8 @@ def work(settings: Settings, labels: int) -> float:
 def summary(settings: Settings, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each number of labels the mean and standard deviation over seeds, of each way and of their difference by seed."""
 
-    def over_seeds(values: list[float]) -> dict[str, float]:
-        return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
+    def over_seeds(values: list[float]) -> dict[str, float | None]:
+        return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
 
     rows = []
     for i, labels in enumerate(settings.labels):
@@ -198,8 +198,8 @@ def summary(settings: Settings, runs: list[dict[str, Any]]) -> list[dict[str, An
 def table(rows: list[dict[str, Any]], most: float) -> str:
     """The summary as a Markdown table."""
 
-    def cell(found: dict[str, float], sign: str = "") -> str:
-        return f"{100 * found['mean']:{sign}.1f} ± {100 * found['sd']:.1f}"
+    def cell(found: dict[str, Any], sign: str = "") -> str:
+        return f"{100 * found['mean']:{sign}.1f}" + ("" if found["sd"] is None else f" ± {100 * found['sd']:.1f}")
 
     lines = ["| labels | random | uncertainty | difference | ceiling of the labels asked for: random, uncertainty |"]
     lines.append("|--:|--:|--:|--:|--:|")
@@ -215,7 +215,7 @@ def picture(rows: list[dict[str, Any]], most: float) -> str:
     x = [float(np.log2(row["labels"] / rows[0]["labels"])) for row in rows]
     series = []
     for colour, way in enumerate(WAYS, 1):
-        mean, sd = (np.array([row[way][name] for row in rows]) for name in ("mean", "sd"))
+        mean, sd = (np.array([row[way][name] or 0.0 for row in rows]) for name in ("mean", "sd"))
         series.append(Series(way, x, mean.tolist(), colour, "both"))
         series += [Series(f"{way}, one sd", x, (mean + side * sd).tolist(), colour, dashed=True) for side in (-1, 1)]
     chart = line_chart(
