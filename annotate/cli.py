@@ -96,9 +96,13 @@ class ImportConfig(DatabaseConfig):
     preferences: Literal["pairs", "gold"] = "pairs"  # rows of chosen and rejected: to be judged, or gold items
     labelled: str | None = None  # the file has its people's labels: `records`, or a published form (pandalm_3annotators, ...)
     skip_bad: bool = False  # leave bad rows out and count them, instead of storing nothing
+    choose: int | None = None  # so many of the file's comparisons, those that teach a reward model most; None: all
+    uncertainty: Literal["disagreement", "entropy"] = "disagreement"  # of the rows' member_scores, by which is chosen
+    uniform_share: float = 0.2  # of a chosen comparison's chance, the same for all
+    gold_share: float = 0.05  # of the chosen ones, where the file has gold items
     overlap: int = 1  # people a comparison, in a project that is made now
     guidelines: Path | None = None  # markdown, of a project that is made now
-    seed: int = 0  # of the demo
+    seed: int = 0  # of the demo, and of what is chosen
 
 
 @dataclass
@@ -185,6 +189,8 @@ def import_(config: ImportConfig) -> None:
         raise InputError("--file", config.file, "expected a file, or --demo true, and not both")
     if config.labelled is not None and config.demo:
         raise InputError("--labelled", config.labelled, "expected a file with labels: the demo has none")
+    if config.choose is not None and (config.demo or config.labelled is not None):
+        raise InputError("--choose", config.choose, "expected a file of comparisons to be judged: leave --demo or --labelled out")
     with config.open() as database:
         project = ensure_project(database, config)
         words = _import_labelled(database, project, config) if config.labelled else _import_rows(database, project, config)
@@ -198,6 +204,12 @@ def _import_rows(database: Database, project: Project, config: ImportConfig) -> 
     if config.file is None:
         found = demo_comparisons(config.demo_pairs, config.demo_rankings, seed=config.seed)
         report = add_all(database, project.id, found, Report())
+    elif config.choose is not None:
+        from annotate.choosing import import_chosen
+
+        names = ("uncertainty", "uniform_share", "gold_share", "preferences", "skip_bad", "seed")
+        options = {name: getattr(config, name) for name in names}
+        report = import_chosen(database, project.id, config.file, config.choose, **options)
     else:
         report = import_file(database, project.id, config.file, preferences=config.preferences, skip_bad=config.skip_bad)
     for error in report.errors:

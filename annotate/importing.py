@@ -91,7 +91,18 @@ def read_comparisons(
     report: Report | None = None,
     on_bad: Callable[[InputError], None] | None = None,
 ) -> Iterator[NewComparison]:
-    """The comparisons of a file, each known to be one that the store takes.
+    """The comparisons of a file, each known to be one that the store takes; the arguments are those of `read_rows`."""
+    return (new for _, _, new in read_rows(source, preferences=preferences, report=report, on_bad=on_bad))
+
+
+def read_rows(
+    source: str | Path,
+    *,
+    preferences: Preferences = "pairs",
+    report: Report | None = None,
+    on_bad: Callable[[InputError], None] | None = None,
+) -> Iterator[tuple[str, Row, NewComparison]]:
+    """`(where, row, comparison)` for each row of a file that the store takes.
 
     Args:
         report: where twins are counted.
@@ -110,7 +121,7 @@ def read_comparisons(
                 raise
             on_bad(error)
         else:
-            yield new
+            yield where, row, new
 
 
 def read_comparison(where: str, row: Row, preferences: Preferences = "pairs") -> NewComparison:

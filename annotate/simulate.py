@@ -1,6 +1,7 @@
 """Simulated people: they claim, read, judge by a utility with noise and habits of their own, and answer, like anybody else.
 
-How they reach the app is not theirs to know: a `Client` claims and submits, directly (`StoreClient`) or over a network.
+How they reach the app is not theirs to know: a `Client` claims and submits, directly (`StoreClient`) or over HTTP
+(`annotate.client.HttpClient`).
 """
 
 from __future__ import annotations

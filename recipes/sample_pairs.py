@@ -1,9 +1,10 @@
 """Sample two answers to each prompt, ready to be judged; with `--annotators world`, judged by the world's simulated people.
 
-What is to be judged says beside each pair what the preference app (`python -m annotate import`) keeps: the model, its weights'
-fingerprint, how it was sampled, and with `--reward` what that reward thinks of each answer.
-
 python recipes/sample_pairs.py --model runs/quickstart/sft --pairs 2000 --output runs/quickstart/pairs.jsonl --annotators world
+python recipes/sample_pairs.py --model runs/quickstart/ppo --reward runs/rm1,runs/rm2,runs/rm3 --output runs/pairs.jsonl
+
+Beside the answers to be judged stands where they come from and, with `--reward`, what each reward model says of them, so that
+`python -m annotate import --choose N` can put those to people on which the models disagree.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from rlhf_kit.batches import Rollout
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data import world
 from rlhf_kit.data.examples import prompt_examples
+from rlhf_kit.errors import InputError
 from rlhf_kit.rollout.best_of_n import sample_in_batches
 from rlhf_kit.rollout.experience import Sampler
-from rlhf_kit.rollout.judges import load_scorer
-from rlhf_kit.rollout.scoring import prompt_text, response_texts
+from rlhf_kit.rollout.judges import Ensemble, judged, load_scorer
+from rlhf_kit.rollout.scoring import Row, prompt_text, response_texts
 from rlhf_kit.training.precision import Precision, resolve_precision
 
 
@@ -37,8 +39,8 @@ class SamplePairsConfig:
     data: str = "world"  # prompts
     output: Path = Path("runs/tiny/pairs.jsonl")
     pairs: int = 2_000
+    reward: str | None = None  # reward models or callables, a,b,c: each one's score of each answer is written beside it
     annotators: Literal["none", "world"] = "none"  # none: {prompt, response_a, response_b}; world: {prompt, chosen, rejected}
-    reward: str | None = None  # a reward model's directory or a callable, for rm_score_a and rm_score_b
     split: Literal["train", "heldout"] = "train"  # of the embedded world
     max_prompt_length: int = 192
     max_new_tokens: int = 64
@@ -52,54 +54,85 @@ def main(config: SamplePairsConfig) -> list[dict[str, Any]]:
     """Sample, label where asked, write JSONL."""
     check_least(config, pairs=1, max_prompt_length=1, max_new_tokens=1, batch_size=1, seed=0)
     writable(config.output.parent, "--output")
+    if config.reward is not None and config.annotators != "none":
+        raise InputError("--reward", config.reward, "expected none beside --annotators: scores help to choose what to label")
     model, tokenizer = load_policy(config.model)
     rows = spread(prompts(config.data, count=config.pairs, seed=config.seed, split=config.split), config.pairs)
     examples, counts = prompt_examples(rows, tokenizer, config.max_prompt_length)
     print(f"prompts: {counts}")
-    parts = sample_rollouts(model, tokenizer, [e.ids for e in examples for _ in range(2)], config)
-    answers = [text for part in parts for text in response_texts(part, tokenizer)]
+    asked = [example for example in examples for _ in range(2)]
+    rollouts = sample_rollouts(model, tokenizer, [example.ids for example in asked], config)
+    answers = [text for part in rollouts for text in response_texts(part, tokenizer)]
     first, second = answers[0::2], answers[1::2]
-    scores = reward_scores(parts, [e.row for e in examples for _ in range(2)], tokenizer, config)
-    origin = {
-        "model": config.model,
-        "checkpoint": fingerprint(config.model),
-        "sampling": {"temperature": config.temperature, "max_new_tokens": config.max_new_tokens},
-    }
-    texts = [prompt_text(e.row) for e in examples]
-    labels = world.Annotators(seed=config.seed).label(texts, first, second) if config.annotators == "world" else None
-    records = []
-    for i, row in enumerate(e.row for e in examples):
-        a, b = ([{"role": "assistant", "content": text}] for text in (first[i], second[i]))
-        if labels is None:
-            rated = {f"rm_score_{side}": scores[2 * i + j] for j, side in enumerate("ab")} if scores else {}
-            records.append({"prompt": row["prompt"], "response_a": a, "response_b": b, **origin, **rated})
-        elif first[i] != second[i]:  # a person is never asked to choose between twins
-            chosen, rejected = (a, b) if labels[i] == "a" else (b, a)
-            records.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
+    if config.annotators == "world":
+        records = labelled_by_world([e.row for e in examples], first, second, config.seed)
+    else:
+        sides = [answer_columns("a", text) | answer_columns("b", other) for text, other in zip(first, second)]
+        records = [{"prompt": e.row["prompt"], **pair, **origin(config)} for e, pair in zip(examples, sides)]
+    if config.reward is not None:
+        scores = member_scores(config, tokenizer, rollouts, [example.row for example in asked], model.device)
+        for i, record in enumerate(records):
+            record |= score_columns("a", scores[:, 2 * i]) | score_columns("b", scores[:, 2 * i + 1])
     with config.output.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     print(f"{len(records)} pairs -> {config.output}")
     return records
 
 
-def reward_scores(parts: list[Rollout], rows: list[Any], tokenizer: Any, config: SamplePairsConfig) -> list[float]:
-    """What `config.reward` gives each answer to its prompt's row; empty where there is none."""
-    if config.reward is None:
-        return []
-    score, _ = load_scorer(config.reward, tokenizer, micro_batch_size=config.batch_size, device=parts[0].response_ids.device)
-    sizes = [len(part.response_ids) for part in parts]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [x for part, at, size in zip(parts, starts, sizes) for x in score(part, rows[at : at + size]).tolist()]
+def labelled_by_world(rows: list[Row], first: list[str], second: list[str], seed: int) -> list[dict[str, Any]]:
+    """{prompt, chosen, rejected} by the world's annotators; a person is never asked to choose between twins."""
+    labels = world.Annotators(seed=seed).label([prompt_text(row) for row in rows], first, second)
+    records = []
+    for row, a, b, label in zip(rows, first, second, labels):
+        if a != b:
+            chosen, rejected = (a, b) if label == "a" else (b, a)
+            records.append({"prompt": row["prompt"], "chosen": [_said(chosen)], "rejected": [_said(rejected)]})
+    return records
+
+
+def answer_columns(side: str, text: str) -> dict[str, Any]:
+    """An answer to be judged."""
+    return {f"response_{side}": [_said(text)]}
+
+
+def score_columns(side: str, scores: torch.Tensor) -> dict[str, Any]:
+    """What each reward model (M,) says of an answer, and their mean."""
+    return {f"rm_score_{side}": float(scores.mean()), f"member_scores_{side}": scores.tolist()}
+
+
+def origin(config: SamplePairsConfig) -> dict[str, Any]:
+    """Where both answers come from: the model, which weights those were, and how they were drawn."""
+    sampling = {"temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
+    return {"model": config.model, "checkpoint": fingerprint(config.model), "sampling": sampling}
 
 
 def fingerprint(model: str) -> str:
     """The first 12 digits of a hash of a directory's weights, which tells checkpoints of one name apart; "" of a hub name."""
-    files = sorted(Path(model).glob("*.safetensors"))
-    whole = hashlib.sha256()
+    files, whole = sorted(Path(model).glob("*.safetensors")), hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()[:12] if files else ""
+
+
+def member_scores(
+    config: SamplePairsConfig, tokenizer: Any, rollouts: list[Rollout], rows: list[Row], device: Any
+) -> torch.Tensor:
+    """(M, B): what each judge of `--reward` says of each answer."""
+    scorer, _ = load_scorer(str(config.reward), tokenizer, micro_batch_size=config.batch_size, device=device)
+    parts, start = [], 0
+    for rollout in rollouts:
+        here = rows[start : start + len(rollout.ended)]
+        start += len(here)
+        if isinstance(scorer, Ensemble):
+            parts.append(scorer.member_scores(rollout, here))
+        else:
+            parts.append(judged(scorer, rollout, here).scores[None])
+    return torch.cat(parts, 1)
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 def sample_rollouts(model: Any, tokenizer: Any, queries: list[Any], config: Any) -> list[Rollout]:
