@@ -46,6 +46,8 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 
+ENCODED = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -86,7 +88,7 @@ class Guard:
         token = _cookie(headers.get("cookie", ""))
         user = None
         if not _public(path):
-            user = await to_thread.run_sync(session_user, self.database, token) if token else None
+            user = await self._whose(token)
             if user is None:
                 if method == "GET" and "text/html" in headers.get("accept", ""):
                     return await _redirect(send, LOGIN)
@@ -96,6 +98,14 @@ class Guard:
                 return await _refuse(send, status, "an admin's page" if status == 403 else "there is no such page")
         scope.setdefault("state", {}).update(user=user, token=token)
         await self._forward(scope, receive, send, most)
+
+    async def _whose(self, token: str) -> User | None:
+        """Whose session it is. SQLite answers sooner than a thread could be asked; a server elsewhere may let us wait."""
+        if not token:
+            return None
+        if self.database.sqlite:
+            return session_user(self.database, token)
+        return await to_thread.run_sync(session_user, self.database, token)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
         got = 0
@@ -110,7 +120,7 @@ class Guard:
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *_encoded(HEADERS)]
+                message["headers"] = [*message.get("headers", []), *ENCODED]
             await send(message)
 
         await self.app(scope, counted, with_headers)
@@ -162,10 +172,6 @@ def _cookie(header: str) -> str:
     return found.value if found else ""
 
 
-def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), value.encode()) for name, value in headers.items()]
-
-
 async def _refuse(send: Send, status: int, reason: str) -> None:
     body = json.dumps({"error": reason}).encode()
     await _answer(send, status, {"content-type": "application/json", "content-length": str(len(body))}, body)
@@ -176,5 +182,11 @@ async def _redirect(send: Send, where: str) -> None:
 
 
 async def _answer(send: Send, status: int, headers: dict[str, str], body: bytes) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": _encoded(headers | HEADERS)})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*((name.encode(), value.encode()) for name, value in headers.items()), *ENCODED],
+        }
+    )
     await send({"type": "http.response.body", "body": body})

@@ -105,7 +105,7 @@ def make_app(
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(login_routes(database, https=https))
-    app.include_router(rest_routes(database))
+    app.router.routes.extend(rest_routes(database))
     app.include_router(admin_rest_routes(database))
     judging = Judging(database)
     _mount(app, people_pages(judging, chat=chat_page(judging, speakers) if speakers else None), PEOPLE)
