@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from annotate.store.database import Database
-from annotate.store.items import _Checked, add_comparisons
+from annotate.store.items import Checked, add_comparisons
 from annotate.store.records import NewComparison, NewResponse
 from annotate.store.verdicts import check_text
 from rlhf_kit.data.files import iter_rows
@@ -115,7 +115,7 @@ def read_rows(
                 if report is not None:
                     report.twins += 1
                 continue
-            _Checked(where, new)
+            Checked(where, new)
         except InputError as error:
             if on_bad is None:
                 raise

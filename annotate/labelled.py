@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, insert, select
 from annotate.importing import read_comparison
 from annotate.store.audit import record
 from annotate.store.database import Database
-from annotate.store.items import _Checked, add_comparisons
+from annotate.store.items import Checked, add_comparisons
 from annotate.store.queue import settle
 from annotate.store.records import NewComparison, Verdict
 from annotate.store.schema import assignment, comparison, judgment, project, user
@@ -80,7 +80,7 @@ def _read(records: Iterable[Mapping[str, Any]], report: LabelledReport) -> Itera
                 continue
             new = NewComparison(whole.messages, responses, overlap=len(labels), sampled_by="labelled elsewhere")
             verdicts = [_verdict(where, label, positions) for label in labels]
-            yield _Labelled(new, _Checked(where, new).hash, verdicts)
+            yield _Labelled(new, Checked(where, new).hash, verdicts)
 
 
 def _groups(where: str, labels: Sequence[Mapping[str, Any]], answers: int) -> dict[tuple[int, ...], list[Mapping[str, Any]]]:

@@ -16,10 +16,10 @@ from rlhf_kit.data import arithmetic, records, world
 from rlhf_kit.data.feedback import load_feedback, unpair
 from rlhf_kit.data.shards import read_texts
 from rlhf_kit.data.stepwise import load_stepwise
-from rlhf_kit.data.tokenizer import load_tokenizer
 from rlhf_kit.errors import InputError
-from rlhf_kit.models.loading import Lora, check_fits, load_causal_lm
+from rlhf_kit.models.loading import Lora, check_fits
 from rlhf_kit.objectives.ensemble import VARIANCE_COEF, Combination
+from rlhf_kit.rollout.chat import load_speaker
 from rlhf_kit.training.checkpoint import Checkpoints
 from rlhf_kit.training.distributed import make_accelerator, seed_everything_for_step
 from rlhf_kit.training.precision import agree_on_precision
@@ -108,9 +108,8 @@ def check_same_settings(config: Any) -> None:
 
 def load_policy(path: str) -> tuple[Any, Any]:
     """A language model to be asked, in evaluation mode and on the GPU where there is one, and the tokenizer that fits it."""
-    model, tokenizer = load_causal_lm(path).eval(), load_tokenizer(path)
-    check_fits(model, tokenizer)
-    return model.to(best_device()), tokenizer
+    speaker = load_speaker(path)
+    return speaker.model, speaker.tokenizer
 
 
 def best_device() -> torch.device:

@@ -34,7 +34,7 @@ VERDICT: dict[str, type | tuple[type, ...]] = {
 
 
 def rest_routes(database: Database) -> list[Route]:
-    """Everything under `/api`; who asks is in `request.state.user`. Plain routes: FastAPI's cost more than what they would check."""
+    """Everything under `/api`; who asks is in `request.state.user`. Plain routes: FastAPI's own cost more than they check."""
     known: dict[str, int] = {}  # names of projects never change
 
     def protocol(name: Any) -> Protocol:

@@ -44,25 +44,6 @@ def record(
     connection.execute(INSERT_EVENT, row)
 
 
-def record_export(database: Database, project: int, manifest_hash: str, last_judgment: int, *, by: int | None = None) -> int:
-    """Note that the project's judgments with ids up to `last_judgment` were handed over; returns the export's id.
-
-    From now on those can only be taken back by force, because a model may have learned from them.
-    """
-    with database.write() as connection:
-        now = database.now()
-        row = {
-            "project_id": project,
-            "user_id": by,
-            "manifest_hash": manifest_hash,
-            "last_judgment": last_judgment,
-            "created": now,
-        }
-        key = connection.execute(insert(export).values(row).returning(export.c.id)).scalar_one()
-        record(connection, now, "export", user=by, project=project, export=key, manifest_hash=manifest_hash)
-    return key
-
-
 def events(
     database: Database, *, project: int | None = None, limit: int = 100, before: int | None = None, action: str | None = None
 ) -> list[Event]:

@@ -41,7 +41,7 @@ def add_comparisons(database: Database, project_id: int, records: Iterable[NewCo
     """
     added = total = 0
     for chunk in _chunks(enumerate(records, start=1), CHUNK):
-        checked = [_Checked(f"record {number}", each) for number, each in chunk]
+        checked = [Checked(f"record {number}", each) for number, each in chunk]
         with database.write() as connection:
             added += len(_add(connection, project_id, checked, "queue", database.now()))
         total += len(checked)
@@ -57,7 +57,7 @@ def add_live(database: Database, project_id: int, new: NewComparison, *, by: int
         InputError: these answers to this conversation are there already, or do not make a comparison.
     """
     with database.write() as connection:
-        keys = _add(connection, project_id, [_Checked("the chat's comparison", new)], "live", database.now())
+        keys = _add(connection, project_id, [Checked("the chat's comparison", new)], "live", database.now())
         if not keys:
             raise InputError("the chat's comparison", new.responses, "which exists already: sample other answers")
         record(connection, database.now(), "import", user=by, project=project_id, added=1, duplicates=0, live=True)
@@ -74,7 +74,7 @@ def set_priorities(database: Database, project_id: int, priorities: Mapping[int,
         record(connection, database.now(), "set_priorities", user=by, project=project_id, comparisons=len(rows))
 
 
-class _Checked:
+class Checked:
     """A record whose parts are known to be sound, with their hashes."""
 
     def __init__(self, name: str, new: NewComparison) -> None:
@@ -123,7 +123,7 @@ def _gold(name: str, kind: str, new: NewComparison) -> dict[str, Any] | None:
     return {"ranking": dense(new.gold_ranking or ())}
 
 
-def _add(connection: Connection, project_id: int, records: Sequence[_Checked], source: str, now: float) -> list[int]:
+def _add(connection: Connection, project_id: int, records: Sequence[Checked], source: str, now: float) -> list[int]:
     # Locked, so that two imports of the same records in different orders do not wait for each other.
     query = select(project.c.overlap).where(project.c.id == project_id).with_for_update(key_share=True)
     overlap = connection.execute(query).scalar_one_or_none()
@@ -170,7 +170,7 @@ def _known(connection: Connection, table: Table, owner: str, keys: list[tuple[in
     return {(row[1], row[2]): row[0] for row in connection.execute(query)}
 
 
-def _item_row(project_id: int, each: _Checked) -> dict[str, Any]:
+def _item_row(project_id: int, each: Checked) -> dict[str, Any]:
     return {"project_id": project_id, "messages": [dict(message) for message in each.new.messages], "hash": each.item}
 
 
@@ -180,7 +180,7 @@ def _response_row(item_id: int, pair: tuple[str, NewResponse]) -> dict[str, Any]
     return {"item_id": item_id, **row, "rm_score": new.rm_score, "hash": key}
 
 
-def _comparison_row(project_id: int, item_id: int, each: _Checked, overlap: int, source: str, now: float) -> dict[str, Any]:
+def _comparison_row(project_id: int, item_id: int, each: Checked, overlap: int, source: str, now: float) -> dict[str, Any]:
     new = each.new
     return {
         "project_id": project_id,

@@ -8,14 +8,14 @@ import threading
 import pytest
 
 from annotate.store import items
-from annotate.store.audit import events, record_export
+from annotate.store.audit import events
 from annotate.store.items import Added, add_comparisons, add_live
 from annotate.store.progress import people_progress, project_progress
 from annotate.store.projects import Settings, change_project, create_project, get_project, list_projects
 from annotate.store.records import NewComparison, NewResponse, Verdict
 from annotate.store.schema import assignment, candidate, comparison, item, judgment, response
 from rlhf_kit.errors import InputError
-from tests.annotate.world import World, pair, prefer_good, question, ranking
+from tests.annotate.world import World, pair, prefer_good, question, ranking, record_export
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 

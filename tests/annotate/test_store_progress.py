@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from annotate.store.audit import actions, list_exports, record_export
+from annotate.store.audit import actions, list_exports
 from annotate.store.progress import project_progress, votes_over_time
-from tests.annotate.world import World, pair, prefer_good
+from tests.annotate.world import World, pair, prefer_good, record_export
 
 
 def test_votes_over_time_end_at_all_that_stand_and_an_answer_taken_back_is_gone(database, clock):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from annotate.store.audit import record_export
 from annotate.store.projects import Settings
 from annotate.store.records import Verdict
 from annotate.store.schema import assignment, comparison, judgment
-from tests.annotate.world import World, pair, prefer_good, question, ranking
+from tests.annotate.world import World, pair, prefer_good, question, ranking, record_export
 
 
 def counts(world: World) -> list[tuple]:

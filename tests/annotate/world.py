@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Table, insert, select
 
+from annotate.store.audit import record
 from annotate.store.database import Database
 from annotate.store.items import add_comparisons
 from annotate.store.projects import Settings, create_project
 from annotate.store.protocol import Protocol
 from annotate.store.records import NewComparison, NewResponse, Task, Verdict
-from annotate.store.schema import event, user
+from annotate.store.schema import event, export, user
 
 
 def pair(number: int, **other: object) -> NewComparison:
@@ -67,3 +68,19 @@ def question(task: Task | None) -> int | None:
 def prefer_good(task: Task, strength: int = 2) -> Verdict:
     """The verdict of somebody who reads the texts and finds the good answer better."""
     return Verdict(task.revision, "preference", strength if task.responses[0].startswith("good") else -strength)
+
+
+def record_export(database: Database, project: int, manifest_hash: str, last_judgment: int, *, by: int | None = None) -> int:
+    """As if the project's judgments with ids up to `last_judgment` had been handed over; the export's id."""
+    with database.write() as connection:
+        now = database.now()
+        row = {
+            "project_id": project,
+            "user_id": by,
+            "manifest_hash": manifest_hash,
+            "last_judgment": last_judgment,
+            "created": now,
+        }
+        key = connection.execute(insert(export).values(row).returning(export.c.id)).scalar_one()
+        record(connection, now, "export", user=by, project=project, export=key, manifest_hash=manifest_hash)
+    return key
