@@ -46,7 +46,7 @@ def _summary(found: Progress) -> tuple[object, ...]:
         return (words, " Nobody voted in the last hour, so there is no telling when the rest will be.")
     if not found.eta_seconds:
         return (words, " Nothing is open.")
-    return (words, f" At the pace of the last hour the rest takes {duration(found.eta_seconds)} more.")
+    return (words, f" At the pace of late the rest takes {duration(found.eta_seconds)} more.")
 
 
 def _bar(found: Progress) -> Html:
@@ -68,7 +68,7 @@ def _votes(found: Progress) -> dict[str, object]:
         "Votes that stand": count(found.votes),
         "With somebody now": count(found.leased),
         "Late": count(found.late),
-        "In the last hour": number(found.votes_per_hour),
+        "An hour, at this pace": number(found.votes_per_hour),
     }
 
 
