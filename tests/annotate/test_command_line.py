@@ -72,8 +72,10 @@ def test_people_are_added_listed_disabled_and_given_new_passwords(said, refused,
     assert "correct" not in printed
     assert log_in(database, "ada", password, "here").user is None
     assert log_in(database, "ada", "correct horse battery", "here").user is not None
+    assert "last active admin" in refused("users", "disable", "--name", "ada")
+    said("users", "add", "--name", "bea", "--role", "admin")
     said("users", "disable", "--name", "ada")
-    assert said("users", "list") == "ada\tadmin\tdisabled\n"
+    assert said("users", "list") == "ada\tadmin\tdisabled\nbea\tadmin\tactive\n"
     said("users", "enable", "--name", "ada")
     assert json.loads(said("users", "list", "--json", "true"))[0]["active"] is True
     assert "nobody's name" in refused("users", "disable", "--name", "grace")
