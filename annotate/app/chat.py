@@ -54,8 +54,8 @@ def chat_page(judging: Judging, speakers: Speakers) -> Callable[[gr.Dropdown], N
             message = "Both models said the same: send it again." if texts[0] == texts[1] else str(error)
             raise gr.Error(message, print_exception=False) from error
         task = Protocol(judging.database, project.id).serve(key, user.id)
-        chat = {"messages": chat["messages"], "asked": asked, "answers": texts}
-        yield "", conversation([]), judging.value(project, user.id, task) | {"undo": None}, chat
+        value = judging.value(project, user.id, task) | {"undo": None}
+        yield "", conversation([]), value, {"messages": chat["messages"], "asked": asked, "answers": texts, "shown": value}
 
     def judge(chat: dict[str, Any], name: str, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         user, project = whose(request), project_named(judging.database, name)
@@ -64,7 +64,7 @@ def chat_page(judging: Judging, speakers: Speakers) -> Callable[[gr.Dropdown], N
         said = read_event(event._data)
         value = judging.judge(project, user.id, "pair", said)
         if value["notice"] and value["notice"]["kind"] == "warning":
-            return gr.skip(), START | {"notice": value["notice"], "reply_to": said.event_id}, chat, gr.skip()
+            return gr.skip(), chat["shown"] | {"notice": value["notice"], "reply_to": said.event_id}, chat, gr.skip()
         if said.kind in ("skip", "flag", "both_bad"):
             back = chat["asked"][-1]["content"]
             empty = panel_value(None, Progress(), empty=AGAIN, reply_to=said.event_id)

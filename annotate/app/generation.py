@@ -47,7 +47,8 @@ class Speakers:
         pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
 
         def speak() -> None:
-            generator = torch.Generator().manual_seed(torch.seed() % 2**63)
+            generator = torch.Generator()
+            generator.seed()
             try:
                 with self._turn:
                     self.voices[which].reply(

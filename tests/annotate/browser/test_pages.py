@@ -22,6 +22,7 @@ from annotate.store.projects import Settings, create_project
 from annotate.store.records import NewComparison, NewResponse
 from annotate.store.schema import assignment, candidate, comparison, judgment, response
 from annotate.store.users import create_user
+from rlhf_kit.errors import InputError
 
 PASSWORD = "correct horse battery"
 ARMED = ".annotate[data-armed]:not([data-armed=''])"
@@ -139,7 +140,11 @@ def test_a_day_of_judging(page: Page, served: Served) -> None:
     assert complaints == []
 
 
-def test_a_chat_is_judged_blind_and_goes_on_with_the_answer_that_was_preferred(page: Page, served: Served) -> None:
+def refused(*_: Any) -> Any:
+    raise InputError("database", "votes.db", "the disk is full")
+
+
+def test_a_chat_is_judged_blind_and_goes_on_with_the_answer_that_was_preferred(page: Page, served: Served, monkeypatch) -> None:
     complaints = enter(page, served)
     page.get_by_role("tab", name="Chat").click()
     for turn, said in enumerate(("hello", "and then?")):
@@ -150,6 +155,13 @@ def test_a_chat_is_judged_blind_and_goes_on_with_the_answer_that_was_preferred(p
         assert "strong" not in shown
         assert f"heard {2 * turn + 1}: {said}" in shown
         chosen = page.inner_text("#chat-panel .answer[data-index='1'] .pane").strip()
+        if turn == 0:  # what cannot be stored leaves the pair where it is
+            with monkeypatch.context() as patch:
+                patch.setattr("annotate.app.judging.Judging._store", refused)
+                page.keyboard.press("7")
+                expect(page.locator("#chat-panel .notice")).to_contain_text("the disk is full")
+            page.wait_for_selector(f"#chat-panel {ARMED}")
+            assert page.inner_text("#chat-panel .answer[data-index='1'] .pane").strip() == chosen
         press(page, "#chat-panel", "7")
         expect(page.locator("#talk")).to_contain_text(chosen)
     query = (
