@@ -9,7 +9,6 @@ Beside the answers to be judged stands where they come from and, with `--reward`
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data import world
 from rlhf_kit.data.examples import prompt_examples
 from rlhf_kit.errors import InputError
+from rlhf_kit.models.loading import fingerprint
 from rlhf_kit.rollout.best_of_n import sample_in_batches
 from rlhf_kit.rollout.experience import Sampler
 from rlhf_kit.rollout.judges import Ensemble, judged, load_scorer
@@ -104,15 +104,6 @@ def origin(config: SamplePairsConfig) -> dict[str, Any]:
     """Where both answers come from: the model, which weights those were, and how they were drawn."""
     sampling = {"temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
     return {"model": config.model, "checkpoint": fingerprint(config.model), "sampling": sampling}
-
-
-def fingerprint(model: str) -> str:
-    """The first 12 digits of a hash of a directory's weights, which tells checkpoints of one name apart; "" of a hub name."""
-    files, whole = sorted(Path(model).glob("*.safetensors")), hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()[:12] if files else ""
 
 
 def member_scores(

@@ -44,11 +44,12 @@ def chat_page(judging: Judging, speakers: Speakers) -> Callable[[gr.Dropdown], N
         secrets.SystemRandom().shuffle(order)  # which model is A; the answers' canonical order is the one on the screen
         texts = ["", ""]
         try:
-            for place, which in enumerate(order):
-                for text in speakers.answer(which, asked):
-                    texts[place] = text
-                    yield gr.skip(), conversation(asked, texts), gr.skip(), gr.skip()
-            responses = [NewResponse(text, model=speakers.names[i], sampling=speakers.sampling) for text, i in zip(texts, order)]
+            for so_far in speakers.answers(order, asked):
+                texts = list(so_far)
+                yield gr.skip(), conversation(asked, texts), gr.skip(), gr.skip()
+            responses = [
+                NewResponse(text, speakers.names[i], speakers.checkpoints[i], speakers.sampling) for text, i in zip(texts, order)
+            ]
             key = add_live(judging.database, project.id, NewComparison(asked, responses), by=user.id)
         except InputError as error:
             message = "Both models said the same: send it again." if texts[0] == texts[1] else str(error)

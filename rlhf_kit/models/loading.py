@@ -7,6 +7,7 @@ on them. `transformers` makes up what a weights file lacks; here that is refused
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -298,3 +299,12 @@ def _add_lora(model: Any, lora: Lora, task: TaskType) -> Any:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def fingerprint(path: str | Path) -> str:
+    """The first 12 digits of a hash of a directory's weights, which tells checkpoints of one name apart; "" of a hub name."""
+    files, whole = sorted(Path(path).glob("*.safetensors")), hashlib.sha256()
+    for part in files:
+        with part.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()[:12] if files else ""

@@ -35,7 +35,7 @@ function drawTask() {
   $('.scale').replaceChildren(...(pair ? scaleButtons() : []));
   $('.aspects').replaceChildren(...(pair ? task.aspects.map(aspectControl) : []));
   $('.why').hidden = task.justification === 'off';
-  $('.justification').value = '';
+  $('.justification').value = draft.why;
   $('.justification').placeholder = 'A reason in a sentence' + (task.justification === 'required' ? ' (needed)' : '');
   delete $('.why').dataset.missing;
   $('.extras').hidden = task.justification === 'off' && !(pair && task.aspects.length) && !draft.flags.length;
@@ -43,12 +43,16 @@ function drawTask() {
     const properties = {type: 'button', className: 'reason', value: reason, ariaPressed: 'false'};
     return make('button', properties, reason + ' ', keyCap(String(index + 1)));
   }));
+  for (const mark of $$('.mark')) mark.ariaChecked = String(draft.aspects[mark.name] === Number(mark.value));
+  $$('.answer').forEach((card, index) => titleCard(card, index));
   activate(0);
   if (!pair) drawOrder();
 }
+function titleCard(card, index) {
+  card.querySelector('h2').textContent = 'Answer ' + letter(index) + (index in draft.edits ? ', corrected' : '');
+}
 function answerCard(answer, index) {
-  const heading = make('h2', {}, 'Answer ' + letter(index));
-  const header = make('header', {}, heading, make('span', {className: 'place'}));
+  const header = make('header', {}, make('h2'), make('span', {className: 'place'}));
   if (task.mode === 'rank') {
     const rank = make('button', {type: 'button', className: 'rank-it', value: String(index)}, 'Rank ', keyCap(String(index + 1)));
     rank.setAttribute('aria-label', 'Rank answer ' + letter(index));
@@ -138,7 +142,7 @@ function edit(index) {
   editor.addEventListener('input', () => {
     if (editor.value === source.replaceAll('\r\n', '\n').replaceAll('\r', '\n')) delete draft.edits[index];
     else draft.edits[index] = editor.value;
-    card.querySelector('h2').textContent = 'Answer ' + letter(index) + (index in draft.edits ? ', corrected' : '');
+    titleCard(card, index);
   });
   card.querySelector('.pane').hidden = true;
   card.append(editor);

@@ -20,7 +20,7 @@ const make = (tag, properties = {}, ...children) => {
   return node;
 };
 const keyCap = (key) => make('kbd', {textContent: key});
-const newDraft = () => ({active: 0, aspects: {}, flags: [], remark: '', edits: {}, order: []});
+const newDraft = () => ({active: 0, aspects: {}, flags: [], remark: '', edits: {}, order: [], why: '', ms: 0});
 const letter = (index) => (task.mode === 'rank' ? String(index + 1) : 'AB'[index]);
 
 // --- What the server sent ---------------------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ function receive(value) {
   if (pending) { answered.add(pending.event_id); pending = null; clearTimeout(retryTimer); setOffline(''); }
   const same = draft && value.assignment !== null && value.assignment === task.assignment && value.revision === task.revision;
   task = value;
-  if (!same) { draft = newDraft(); stopClock(); visibleMs = 0; shownAt = null; }
+  if (!same) { draft = keptDraft() ?? newDraft(); stopClock(); visibleMs = draft.ms; shownAt = null; }
   root.dataset.view = task.view;
   root.dataset.mode = task.mode;
   root.dataset.count = task.answers ? task.answers.length : 0;
@@ -49,7 +49,7 @@ function armAfterPaint() {
   armed = false;
   const assignment = task.assignment;
   requestAnimationFrame(() => requestAnimationFrame(() => {
-    if (shownAt === null && !visibleMs) $('.prompt').scrollTop = $('.prompt').scrollHeight;  // the question is what is asked last
+    if (shownAt === null && visibleMs === draft?.ms) $('.prompt').scrollTop = $('.prompt').scrollHeight;  // the question is what is asked last
     if (task.assignment === assignment && shownAt === null) startClock();
     makeScrollable();
     setTimeout(() => {
@@ -62,7 +62,26 @@ function armAfterPaint() {
 // --- Time on a visible page -------------------------------------------------------------------------------------------------
 function startClock() { if (document.visibilityState === 'visible') shownAt = performance.now(); }
 function stopClock() { if (shownAt !== null) visibleMs += performance.now() - shownAt; shownAt = null; }
-function onVisibility() { document.visibilityState === 'visible' ? startClock() : stopClock(); }
+function onVisibility() {
+  if (document.visibilityState === 'visible') return startClock();
+  stopClock();
+  keepDraft();
+}
+
+// --- A draft outlives a reload of the page ----------------------------------------------------------------------------------
+function keepDraft() {
+  if (!draft || task.view !== 'task' || root.offsetParent === null) return;
+  stopClock();
+  const kept = {...draft, why: $('.justification').value, ms: visibleMs, of: [task.assignment, task.revision]};
+  try { sessionStorage.setItem('annotate-draft-' + task.mode, JSON.stringify(kept)); }
+  catch { /* private mode, or a very long correction: it lasts as long as the page */ }
+}
+function keptDraft() {
+  try {
+    const kept = JSON.parse(sessionStorage.getItem('annotate-draft-' + task.mode));
+    return String(kept.of) === String([task.assignment, task.revision]) ? kept : null;
+  } catch { return null; }
+}
 
 // --- Saying something -------------------------------------------------------------------------------------------------------
 function judge(kind, fields = {}, button = null) {
@@ -278,6 +297,7 @@ $('.help dl').replaceChildren(...HELP.flatMap(([keys, meaning]) => [make('dt', {
 root.addEventListener('click', onClick);
 document.addEventListener('keydown', onKey);
 document.addEventListener('visibilitychange', onVisibility);
+window.addEventListener('pagehide', keepDraft);
 window.addEventListener('online', () => pending && again());
 let theme = null;
 try { theme = localStorage.getItem('annotate-theme'); } catch { /* private mode */ }

@@ -97,6 +97,33 @@ def test_everything_entered_travels_with_the_judgement_and_the_next_task_starts_
     assert (demo.events[1].aspects, demo.events[1].flags, demo.events[1].edits, demo.events[1].justification) == ({}, (), {}, "")
 
 
+def test_what_was_begun_outlives_a_reload_and_not_its_task(open_panel: Opener):
+    demo, page = open_panel()
+    page.get_by_role("radiogroup", name="helpful").get_by_role("radio", name="A by 2").click()
+    page.keyboard.press("j")
+    page.keyboard.type("Half a reason")
+    page.keyboard.press("Escape")
+    page.keyboard.press("e")
+    page.keyboard.press("Control+Home")
+    page.keyboard.type("Fixed: ")
+    page.wait_for_timeout(300)
+    page.reload()
+    armed(page, 37)
+    assert page.locator(".justification").input_value() == "Half a reason"
+    assert page.locator(".answer[data-index='0'] h2").inner_text() == "Answer A, corrected"
+    assert page.locator(".mark[aria-checked='true']").get_attribute("value") == "-2"
+    page.keyboard.press("6")
+    armed(page, 38)
+    (event,) = demo.events
+    assert (event.aspects, event.justification, list(event.edits)) == ({"helpful": -2}, "Half a reason", [0])
+    assert event.edits[0].startswith("Fixed: Think of it")
+    assert event.visible_ms >= 450  # the time before the reload counts too
+    page.reload()
+    armed(page, 38)
+    assert page.locator(".justification").input_value() == ""
+    assert page.locator(".answer[data-index='0'] h2").inner_text() == "Answer A"
+
+
 def test_repeats_modifiers_composition_and_rapid_keys_send_nothing_more(open_panel: Opener):
     demo, page = open_panel()
     fire = "(init) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '1', bubbles: true, ...init}))"
