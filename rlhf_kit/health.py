@@ -300,6 +300,44 @@ def _judges_agree(curve: Curve) -> list[Note]:
     return [Note(True, "The reward models agree as at first", f"{seen}.")]
 
 
+def _second_judge_goes_along(curve: Curve) -> list[Note]:
+    """A second judge's scores go along with the reward over a rollout's answers, until some earn it by what only the reward
+    likes. That shows while they are few and the second judge's mean still rises.
+
+    As answers become alike a correlation falls by itself: where the reward's deviation goes from s to u s, r becomes
+    r u / sqrt(1 - r^2 + r^2 u^2) (Thorndike 1949, restriction of range, case 2). A quarter below that is the alarm, over as
+    many reports as make a quarter four standard errors, (1 - r^2) / sqrt(answers).
+    """
+    steps, found = curve("eval/gold_reward_corr")
+    _, spread = curve("objective/scores_std")
+    _, episodes = curve("episode")
+    if len(found) < 3 or not len(found) == len(spread) == len(episodes):
+        return []
+    start, _ = _ends(found)
+    if start <= 0:
+        return []
+    start = min(start, 0.99)
+    answers = (episodes[-1] - episodes[0]) / (len(found) - 1)  # a report
+    width = math.ceil((16 * (1 - start**2) / start) ** 2 / answers)
+    first = max(width, 2)
+    if len(found) < first + width:
+        return []
+    start, usual = min(sum(found[:first]) / first, 0.99), sum(spread[:first]) / first
+    if usual <= 0:
+        return []
+    lowest, seen = math.inf, ""
+    for end in range(first + width, len(found) + 1):
+        now, u = sum(found[end - width : end]) / width, sum(spread[end - width : end]) / width / usual
+        due = start * u / math.sqrt(1 - start**2 + (start * u) ** 2)
+        if due > 0 and now / due < lowest:
+            lowest = now / due
+            seen = f"{number(start)} to {number(now)} at step {count(steps[end - 1])}, where {number(due)} was due"
+    text = f"Over a rollout\u2019s answers the correlation of reward and gold score went from {seen}"
+    if lowest < 0.75:
+        return [Note(False, "Reward and gold score part", f"{text}: read the answers on which they differ.")]
+    return [Note(True, "Reward and gold score go together", f"{text}.")]
+
+
 def _gold_means(gold: list[float]) -> list[float]:
     """Moving means over a tenth of the reports."""
     width = max(1, len(gold) // 10)
@@ -389,6 +427,7 @@ def _groups_teach(curve: Curve) -> list[Note]:
 
 ANY_TIME: tuple[Rule, ...] = (
     _starts_at_the_reference, _first_ratio, _sampler_agrees, _ratio, _step_size, _clipping, _kl_is_a_distance, _kl_flattens,
-    _answers_stay_diverse, _length_does_not_pay, _scores_stay_together, _judges_agree, _overoptimised,
+    _answers_stay_diverse, _length_does_not_pay, _scores_stay_together, _judges_agree,
+    _second_judge_goes_along, _overoptimised,
 )  # fmt: skip
 ONCE_SETTLED: tuple[Rule, ...] = (_gold_rises, _reward_rises, _answers_end, _critic_explains, _groups_teach)

@@ -166,7 +166,7 @@ def pair_config(world: World, folder: Path, **settings: Any) -> FitConfig:
 
 
 class WorldPairs:
-    """Judged pairs in an order of their own each epoch.
+    """Judged pairs in an order of their own each epoch, which is the one that TRL's trainer deals them in.
 
     The kit's batches put like lengths together to save padding; here like lengths are like prompts, and every step would
     hear of one prompt alone. `look` is called with the step before each.
@@ -181,7 +181,7 @@ class WorldPairs:
         if self.look is not None:
             self.look(step)
         epoch, at = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self.pairs.prompts), generator=torch.Generator().manual_seed(1_000 * self.world.seed + epoch))
+        order = torch.randperm(len(self.pairs.prompts), generator=torch.Generator().manual_seed(self.world.seed + epoch))
         rows = order[at * self.batch_size : (at + 1) * self.batch_size]
         starts = [PROMPTS[i] for i in self.pairs.prompts[rows].tolist()]
         sides = []

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = SLOW | {"kl_coef": 0.4, "learning_rate": 1.5e-4, "tot
 JUDGES, PAIRS = 3, 1024  # reward models that watch, and the pairs that all of them learned from
 PAID = ("proxy", "gold")
 NO_SENSE = ("Answers are cut off",)  # answers of this world have four tokens and no end token
-NEEDS_GOLD = ("The reward model is over-optimised", "The gold score does not rise")
+NEEDS_GOLD = ("Reward and gold score part", "The reward model is over-optimised", "The gold score does not rise")
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the gold score's gain, lost since its peak
 
 

@@ -73,6 +73,12 @@ REWARD = (
         from_zero=True,
     ),
     Plot(
+        {"eval/gold_reward_corr": "correlation"},
+        "Correlation of reward and gold score",
+        "Sinks a little as answers become alike. A plunge: some answers earn the reward by what gold does not like. Read them.",
+        optional=True,
+    ),
+    Plot(
         {"frac_reward_zero_std": "share"},
         "Prompts whose answers all score the same",
         "Nothing is learned from them: too easy, or too hard.",

@@ -71,6 +71,7 @@ def online(
     """
     algorithm = ALGORITHMS[config.algorithm]
     check_online_config(config, algorithm, critic, accelerator.num_processes)
+    algorithm = replace(algorithm, kl=config.kl_in or algorithm.kl)
     rank, world = accelerator.process_index, accelerator.num_processes
     sampler = Sampler(config.max_new_tokens, eos_ids, int(tokenizer.pad_token_id), config.temperature)
 

@@ -36,6 +36,7 @@ class OnlineConfig:
     kl_coef: float = 0.05  # beta: the price of a nat of distance from the reference
     kl_target: float | None = None  # nats an answer; where given, beta adapts to hold it
     kl_horizon: float = 10_000.0  # episodes over which the adaptive beta moves
+    kl_in: Literal["reward", "loss"] | None = None  # where that price is paid; None: where the algorithm's paper has it
     kl_estimator: Literal["k1", "k2", "k3"] | None = None  # None: k1 where the KL is in the reward, k3 where it is in the loss
     use_bias_correction_kl: bool = True  # KL in the loss: weigh it by pi / pi_old, so that its gradient is the KL's own
     cliprange: float = 0.2
@@ -101,6 +102,8 @@ def check_online_config(config: OnlineConfig, algorithm: Algorithm, critic: nn.M
         raise InputError("--micro_batch_size", config.micro_batch_size, "expected an even number: a pair stays together")
     if algorithm.kl == "surrogate" and config.kl_coef == 0:
         raise InputError("--kl_coef", 0, f"expected more than 0: it is the beta of {config.algorithm}")
+    if config.kl_in is not None and algorithm.kl == "surrogate":
+        raise InputError("--kl_in", config.kl_in, f"expected null: the loss of {config.algorithm} has its own price of distance")
     if config.critic_warmup and not algorithm.critic:
         raise InputError("--critic_warmup", config.critic_warmup, f"expected 0: {config.algorithm} has no critic")
     if config.batch_size % (world * config.group_size):

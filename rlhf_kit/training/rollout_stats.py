@@ -38,8 +38,6 @@ def rollout_stats(
         "groups": groups,
         "spreadless": spreadless,
     }
-    if gold is not None:
-        sums["gold"] = gold.sum()
     if rollout.score_spread is not None:
         sums["spread"] = rollout.score_spread.sum()
     total = reduce_sum(accelerator, sums)
@@ -61,13 +59,14 @@ def rollout_stats(
         stats["frac_reward_zero_std"] = total["spreadless"] / total["groups"]
     if rollout.values is not None:
         stats["val/explained_variance"] = float(explained_variance(rollout.values, returns, mask, reduce=reduce))
-    if gold is not None:
-        stats["eval/gold_score"] = total["gold"] / answers
     if rollout.score_spread is not None:
         stats["reward/ensemble_spread"] = total["spread"] / answers
 
     table = torch.stack([rollout.scores, rollout.lengths.float(), gap.amax(1)], 1)
     scores, lengths, largest = accelerator.gather(table).cpu().double().unbind(1)
+    if gold is not None:
+        golds = accelerator.gather(gold).cpu().double()
+        stats |= {"eval/gold_score": float(golds.mean()), "eval/gold_reward_corr": correlation(golds, scores)}
     stats |= {
         "objective/scores_std": float(scores.std()) if len(scores) > 1 else 0.0,
         "objective/scores_max": float(scores.max()),

@@ -34,6 +34,8 @@ def online_metrics(n: int = 60, changed: Mapping[str, Callable[[float], float]] 
             "response/distinct_2": 0.8 - 0.1 * t,
             "response/length_reward_corr": 0.1 + 0.1 * t,
             "eval/gold_score": 1.5 * t,
+            "eval/gold_reward_corr": 0.8 - 0.1 * t,
+            "episode": 128.0 * step,
             "seconds": 2.0 * step,
         }
         rows.append({"step": step, **row, **{key: value(t) for key, value in (changed or {}).items()}})

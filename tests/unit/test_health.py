@@ -37,7 +37,7 @@ def after(step: float, low: float, high: float) -> Shape:
 def test_a_healthy_run_raises_no_alarm_and_says_what_was_checked() -> None:
     notes = health_notes(run_from_dict({"stages": [StageRun("ppo", online_metrics())]}))
     assert all(note.ok for note in notes)
-    assert len(notes) == 15  # 18 rules, less groups, ensemble, and the gold peak, which only ever says no
+    assert len(notes) == 16  # 19 rules, less groups, ensemble, and the gold peak, which only ever says no
 
 
 ALARMS: list[tuple[str, dict[str, Shape], dict[str, Shape]]] = [
@@ -102,6 +102,16 @@ ALARMS: list[tuple[str, dict[str, Shape], dict[str, Shape]]] = [
         "The reward models disagree more and more",
         {"reward/ensemble_spread": lambda t: 0.4 + 0.3 * t},
         {"reward/ensemble_spread": lambda t: 0.4 + 0.1 * t},
+    ),
+    (
+        "Reward and gold score part",
+        {"eval/gold_reward_corr": lambda t: 0.3 if 0.4 < t < 0.5 else 0.8, "objective/scores_std": lambda t: 1.0},
+        {"eval/gold_reward_corr": lambda t: 0.8 - 0.3 * t, "objective/scores_std": lambda t: 1.0 - 0.5 * t},  # alike: 0.55 is due
+    ),
+    (
+        "Reward and gold score part",  # judges that agree little agree by chance in one rollout, and disagree in another
+        {"eval/gold_reward_corr": lambda t: 0.4 if t < 0.4 else 0.1, "objective/scores_std": lambda t: 1.0},
+        {"eval/gold_reward_corr": lambda t: 0.1 if 0.49 < t < 0.52 else 0.4, "objective/scores_std": lambda t: 1.0},
     ),
     ("Most groups teach nothing", {"frac_reward_zero_std": lambda t: t}, {"frac_reward_zero_std": lambda t: 1 - t}),
     ("The reward model is over-optimised", {"eval/gold_score": lambda t: t * (1 - t)}, {"eval/gold_score": lambda t: t}),

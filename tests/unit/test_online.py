@@ -328,7 +328,7 @@ def test_a_monitor_is_watched_and_never_trained_on(tmp_path):
         policy, WorldPrompts(16, 1), count_threes, config, make_accelerator(), tokenizer=Saves(), eos_ids=(EOS,),
         reference=copy.deepcopy(policy), critic=critic_model(), monitor=lambda rollout, rows: torch.full((16,), 2.5),
     )  # fmt: skip
-    assert result["eval/gold_score"] == 2.5
+    assert (result["eval/gold_score"], result["eval/gold_reward_corr"]) == (2.5, 0.0)  # a constant goes along with nothing
     plain, _, _ = run(tmp_path / "without", total_steps=2)
     assert torch.equal(weights(policy), weights(plain))
 
@@ -483,6 +483,11 @@ def test_the_price_of_distance_stands_in_the_reward_or_in_the_loss_never_in_both
         assert (in_reward != 0, in_loss is not None) == {"rloo": (True, False), "grpo": (False, True)}.get(
             algorithm, (False, False)
         )
+    for algorithm, kl_in in (("rloo", "loss"), ("grpo", "reward")):  # where the run says so, the other way round
+        changes = {"algorithm": algorithm, "group_size": 4, "total_steps": 4, "kl_in": kl_in}
+        _, _, steps = run(tmp_path / f"{algorithm}-{kl_in}", **changes)
+        in_reward, in_loss = steps[-1][1]["objective/non_score_reward"], steps[-1][1].get("loss/kl_avg")
+        assert (in_reward != 0, in_loss is not None) == (kl_in == "reward", kl_in == "loss")
 
 
 @pytest.mark.parametrize(
@@ -492,6 +497,7 @@ def test_the_price_of_distance_stands_in_the_reward_or_in_the_loss_never_in_both
         ({"algorithm": "online_dpo", "group_size": 4}, "--group_size is 4, expected 2: online_dpo learns from pairs"),
         ({"algorithm": "online_dpo", "group_size": 2}, "--micro_batch_size is 5, expected an even number"),
         ({"algorithm": "online_dpo", "group_size": 2, "micro_batch_size": 4, "kl_coef": 0.0}, "--kl_coef is 0"),
+        ({"algorithm": "online_dpo", "group_size": 2, "micro_batch_size": 4, "kl_in": "loss"}, "--kl_in is 'loss', expected null"),
         ({"algorithm": "rloo", "group_size": 4, "critic_warmup": 3}, "--critic_warmup is 3, expected 0"),
         ({"dual_clip": 0.5}, "--dual_clip is 0.5, expected a finite number above 1"),
         ({"cliprange_high": -0.1}, "--cliprange_high is -0.1"),

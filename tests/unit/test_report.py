@@ -164,8 +164,8 @@ def test_one_page_tells_the_whole_run(tmp_path: Path) -> None:
         assert title in text
     assert "polite 31 % 84 %" in text
     assert "nested.depth none" in text
-    assert page.count("svg", role="img") == 3 + 3 + 6 + 1 + 15  # two language stages, the reward model, the frontier, PPO
-    assert page.count("p", **{"class": "caption"}) == page.count("figure", **{"class": "card"}) == 30
+    assert page.count("svg", role="img") == 3 + 3 + 6 + 1 + 16  # two language stages, the reward model, the frontier, PPO
+    assert page.count("p", **{"class": "caption"}) == page.count("figure", **{"class": "card"}) == 31
     assert "nan" not in text.lower()
 
 
