@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> None:
     for (side, algorithm, _), found in told:
         rows[side].setdefault(algorithm, []).append(found)
     start = statistics.mean(run["start"] for run in next(iter(rows[arguments.sides[0]].values())))
-    result = {side: {name: summary(runs) for name, runs in found.items()} for side, found in rows.items()}
+    result: dict[str, Any] = {side: {name: summary(runs) for name, runs in found.items()} for side, found in rows.items()}
     print("\n" + table(result, start))
     write(arguments, {**result, "start": start, "episodes": EPISODES}, lambda _: curves(result))
 
@@ -70,13 +70,21 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def difference(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> str:
+    """Ours less TRL's, seed by seed: the mean and its standard error. Nothing where a side or a seed is missing."""
+    if ours is None or theirs is None or not 1 < ours["seeds"] == theirs["seeds"]:
+        return ""
+    gaps = [a - b for a, b in zip(ours["kl_to_optimum"], theirs["kl_to_optimum"])]
+    return f"{statistics.mean(gaps):+10.4f} +- {statistics.stdev(gaps) / len(gaps) ** 0.5:.4f}"
+
+
 def table(rows: dict[str, dict[str, dict[str, Any]]], start: float) -> str:
     """The rows of both sides, as text."""
     lines = [f"KL(pi, pi*) in nats after {EPISODES:,} episodes, beta {BETA}; the reference starts at {start:.3f}"]
-    lines.append(f"{'':12} {'ours':>17} {'s':>6} {'MB':>5} {'TRL':>18} {'s':>6} {'MB':>5}")
+    lines.append(f"{'':20} {'ours':>17} {'s':>6} {'MB':>5} {'TRL':>18} {'s':>6} {'MB':>5} {'ours - TRL, +- s.e.':>24}")
     for algorithm in dict.fromkeys(name for side in rows.values() for name in side):
-        cells = [f"{algorithm:12}"]
-        cells += [cell(rows.get(side, {}).get(algorithm)) for side in ("ours", "trl")]
+        ours_row, trl_row = (rows.get(side, {}).get(algorithm) for side in ("ours", "trl"))
+        cells = [f"{algorithm:20}", cell(ours_row), cell(trl_row), difference(ours_row, trl_row)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 

@@ -34,6 +34,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reinforce++": {"learning_rate": 1e-3},
     "grpo": {"group_size": GROUP, "learning_rate": 1e-3},
     "dr_grpo": {"group_size": GROUP, "learning_rate": 1e-3},
+    "grpo_kl_in_reward": {"algorithm": "grpo", "kl_in": "reward", "group_size": GROUP, "learning_rate": 1e-3},
+    "dr_grpo_kl_in_reward": {"algorithm": "dr_grpo", "kl_in": "reward", "group_size": GROUP, "learning_rate": 1e-3},
     "dpo": {"learning_rate": 2e-3, "batch_size": 128, "epochs": 4.0},  # pairs; as many steps as rollouts of the others
 }
 
@@ -103,7 +105,7 @@ def learn(
     config = OnlineConfig(
         output_dir=folder,
         seed=world.seed,
-        algorithm=algorithm,  # type: ignore[arg-type]
+        algorithm=settings.pop("algorithm", algorithm),
         batch_size=BATCH,
         total_steps=EPISODES // BATCH,
         micro_batch_size=BATCH,
@@ -125,7 +127,7 @@ def learn(
         tokenizer=TOKENIZER,
         eos_ids=(),
         reference=world.reference,
-        critic=make_critic(world) if ALGORITHMS[algorithm].critic else None,
+        critic=make_critic(world) if ALGORITHMS[config.algorithm].critic else None,
         monitor=monitor,
         on_step=on_step,
     )

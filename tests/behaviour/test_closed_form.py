@@ -88,4 +88,9 @@ def test_the_table_and_the_picture_hold_both_sides():
     sides = {"ours": {"ppo": summary(runs)}, "trl": {"ppo": summary(runs[:2])}}
     assert "0.2000 +- 0.1000" in table(sides, 2.0)
     assert "0.1500 +- 0.0707" in table(sides, 2.0)
+    found = {
+        "ours": {"ppo": summary(runs)},
+        "trl": {"ppo": summary([run | {"kl": run["kl"] - gap} for run, gap in zip(runs, (0.1, 0.2, 0.3))])},
+    }
+    assert "+0.2000 +- 0.0577" in table(found, 2.0)  # by hand: gaps of .1, .2, .3; their deviation .1 over the root of 3
     assert curves(sides).count('class="line c1"') == 3 + 1  # the legend's too
