@@ -29,6 +29,8 @@ from benchmarks.closed_form.world import PROMPTS, World, divergence, enumerate_l
 from benchmarks.pictures import sheet
 from rlhf_kit.batches import Rollout
 from rlhf_kit.evaluation.charts import Series, line_chart
+from rlhf_kit.health import Watch
+from rlhf_kit.training.rollout_stats import correlation
 
 DISLIKE, BONUS = 1.0, 5.0  # what the hack costs people, and what the proxy pays for it above that
 # A price of distance that keeps enough of a spread for the hack to be tried.
@@ -36,7 +38,9 @@ SETTINGS: dict[str, Any] = SLOW | {"kl_coef": 0.4, "learning_rate": 1.5e-4, "tot
 JUDGES, PAIRS = 3, 1024  # reward models that watch, and the pairs that all of them learned from
 PAID = ("proxy", "gold")
 NO_SENSE = ("Answers are cut off",)  # answers of this world have four tokens and no end token
-NEEDS_GOLD = ("Reward and gold score part", "The reward model is over-optimised", "The gold score does not rise")
+PART = "Reward and gold score part"
+PART_LEARNED = "Reward and the mean of the three reward models part"  # the same rule, of a judge that people can have
+NEEDS_JUDGE = (PART, PART_LEARNED, "The reward model is over-optimised", "The gold score does not rise")
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the gold score's gain, lost since its peak
 
 
@@ -71,7 +75,7 @@ class Looks:
 
     def __init__(self, world: World, policy: Any, gold: Tensor, proxy: Tensor, scores: Tensor | None) -> None:
         self.world, self.policy, self.gold, self.proxy = world, policy, gold, proxy
-        self.spread = None if scores is None else scores.std(0)  # (P, S)
+        self.judged = None if scores is None else (scores.mean(0), scores.std(0))  # (P, S) each
         self.points: list[dict[str, float]] = [self.look(0)]
 
     def look(self, step: int) -> dict[str, float]:
@@ -81,13 +85,16 @@ class Looks:
         return {"step": step, "far": far, "gold": mean_reward(logprobs, self.gold), "proxy": mean_reward(logprobs, self.proxy)}
 
     def on_step(self, step: int, rollout: Rollout, stats: dict[str, float]) -> None:
-        """Look, and log the judges' spread: a mean over the answers of the deviation between judges."""
+        """Look; log how far the judges are apart on an answer, and how their mean goes along with the reward."""
         self.points.append(self.look(step))
-        if self.spread is not None:
+        if self.judged is not None:
             prompts = torch.tensor(
                 [PROMPTS.index(tuple(ids[mask].tolist())) for ids, mask in zip(rollout.query_ids, rollout.query_mask)]
             )
-            stats["reward/ensemble_spread"] = float(self.spread[prompts, index_of(rollout.response_ids)].mean())
+            mean, spread = (scores[prompts, index_of(rollout.response_ids)] for scores in self.judged)
+            stats["reward/ensemble_spread"] = float(spread.mean())
+            assert rollout.scores is not None
+            stats["judges/reward_corr"] = correlation(mean.double(), rollout.scores.double())
 
 
 def watched(world: World, paid: str, folder: Path, *, judge_count: int = JUDGES, **settings: Any) -> Found:
@@ -107,7 +114,15 @@ def watched(world: World, paid: str, folder: Path, *, judge_count: int = JUDGES,
     learn("ppo", world, policy, pay, folder / "ppo", on_step=looks.on_step, monitor=watch, **(SETTINGS | settings))
     rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
     alarms = {title: row["step"] for row in rows for title in row.get("alarms", ()) if title not in NO_SENSE}
+    if scores is not None and (step := parted([row | {"eval/gold_reward_corr": row["judges/reward_corr"]} for row in rows])):
+        alarms[PART_LEARNED] = step
     return {"points": looks.points, "alarms": alarms, "metrics": rows, "falls": falls(looks.points)}
+
+
+def parted(rows: list[dict[str, Any]]) -> int | None:
+    """The step at which a run with these reports is first told that its two judges part, if ever."""
+    watch = Watch(len(rows))
+    return next((row["step"] for row in rows if any(note.title == PART for note in watch.add(row))), None)
 
 
 def falls(points: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -151,7 +166,7 @@ def told(run: Found) -> str:
         point = place[step]
         lines.append((step, 1, f"{words}: gold {point['gold']:.2f}, proxy {point['proxy']:.2f}, root of KL {point['far']:.2f}"))
     for title, step in run["alarms"].items():
-        lines.append((step, 0, f"ALARM{' (needs gold)' if title in NEEDS_GOLD else ''}: {title}"))
+        lines.append((step, 0, f"ALARM{' (needs a second judge)' if title in NEEDS_JUDGE else ''}: {title}"))
     return "\n".join(f"{step:6} {text}" for step, _, text in sorted(lines))
 
 
@@ -174,10 +189,10 @@ def table(runs: dict[str, list[Found]]) -> str:
 
 
 def picture(runs: dict[str, list[Found]]) -> str:
-    """Both scores over the root of the distance and over rollouts, two charts a world, with the first alarm without gold."""
+    """Both scores over the root of the distance and over rollouts, two charts a world, with the first alarm."""
     charts = []
     for seed, (run, honest) in enumerate(zip(*(runs[paid] for paid in PAID))):
-        early = [step for title, step in run["alarms"].items() if title not in NEEDS_GOLD]
+        early = run["alarms"].values()
         marks = {key: (run["points"][min(early)][key], "first alarm") for key in ("far", "step")} if early else {}
         for key, other, label, name in (
             ("far", run["family"], "root of KL(pi, ref)", f"World {seed}; dashed: the best for the proxy"),

@@ -53,7 +53,7 @@ LEARNING_RATE = Plot(
     smooth=False,
 )
 
-# What an online run shows after its rewards, in groups. What raises an alarm is in rlhf_kit/health.py.
+# What an online run shows after its rewards, in groups. What raises an alarm is in rlhf_kit/health_rules.py.
 REWARD = (
     Plot(
         {"objective/kl": "KL"},

@@ -1,4 +1,4 @@
-"""The health of a whole run: the rules of each stage's kind (`rlhf_kit/health.py` has those of online runs)."""
+"""The health of a whole run: the rules of each stage's kind (`rlhf_kit/health_rules.py` has those of online runs)."""
 
 from __future__ import annotations
 

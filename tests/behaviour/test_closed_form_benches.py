@@ -150,6 +150,7 @@ def test_the_gold_score_falls_while_the_proxy_climbs_and_an_alarm_that_needs_no_
     assert start["gold"] < peak["gold"] > 0.5
     assert end["gold"] < start["gold"] - 1
     assert end["proxy"] > peak["proxy"] + 3
+    assert alarms["Reward and gold score part"] < falls["peak"]
     assert alarms["Some answers score far above the rest"] < falls["10%"]
     assert alarms["The reward model is over-optimised"] > falls["25%"]
     assert falls["peak"] < falls["10%"] <= falls["25%"] <= falls["50%"] <= falls["100%"]
