@@ -239,7 +239,8 @@ def one_update(
     )
     advantages, returns = ALGORITHMS[algorithm].advantages(part, rewards, config, tensor_reducer(accelerator))
     stats = update(learner, raw, part, advantages, returns, optimizer, accelerator, 0, kl_coef=0.1)
-    stats |= rollout_stats(part, returns, non_score, None, accelerator, tensor_reducer(accelerator))
+    gold = part.scores.square()  # type: ignore[union-attr]
+    stats |= rollout_stats(part, returns, non_score, gold, accelerator, tensor_reducer(accelerator))
     total = torch.tensor([float((advantages * part.response_mask).sum())], dtype=torch.float64)
     stats["advantages"] = float(accelerator.reduce(total, reduction="sum"))
     return stats, weights(raw)
