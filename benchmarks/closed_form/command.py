@@ -49,7 +49,11 @@ def each(
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=settle, max_tasks_per_child=children) as pool:
         futures = [pool.submit(quietly, work, task) for task in plan]
         for done, (task, future) in enumerate(zip(plan, futures), 1):
-            found = future.result()
+            try:
+                found = future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # leaving the pool would wait for all that is planned
+                raise
             spent = time.perf_counter() - begun
             left = spent / done * (len(plan) - done)
             text = f"{done}/{len(plan)} {' '.join(map(str, task))}: {tell(found)}"

@@ -86,7 +86,8 @@ def run_online(algorithm: str, world: World, folder: Path) -> dict[str, Any]:
     def score(rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
         return world.reward_of(rollout.response_ids)
 
-    learn(algorithm, world, policy, score, folder, on_step=lambda step, *_: curve.look(step * BATCH), **SETTINGS[algorithm])
+    settings = {"algorithm": algorithm} | SETTINGS[algorithm]
+    learn(world=world, policy=policy, score=score, folder=folder, on_step=lambda step, *_: curve.look(step * BATCH), **settings)
     return curve.result()
 
 
@@ -105,7 +106,7 @@ def learn(
     config = OnlineConfig(
         output_dir=folder,
         seed=world.seed,
-        algorithm=settings.pop("algorithm", algorithm),
+        algorithm=algorithm,  # type: ignore[arg-type]
         batch_size=BATCH,
         total_steps=EPISODES // BATCH,
         micro_batch_size=BATCH,

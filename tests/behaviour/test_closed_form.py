@@ -71,8 +71,11 @@ def test_the_policy_comes_within_a_tenth_of_a_nat_of_the_optimum(algorithm, tmp_
     assert statistics.mean(found) < 0.1, found
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo", "dpo"])
-@pytest.mark.parametrize("side", [ours, theirs], ids=["ours", "trl"])
+@pytest.mark.parametrize(
+    ("side", "algorithm"),
+    [(side, algorithm) for side in (ours, theirs) for algorithm in side.SETTINGS],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_both_sides_start_at_the_reference_and_move_towards_the_optimum_as_they_are_paid(
     side, algorithm, world, tmp_path, monkeypatch
 ):
