@@ -245,7 +245,7 @@ def _second_judge_goes_along(curve: Curve) -> list[Note]:
 
     As answers become alike a correlation falls by itself: where the reward's deviation goes from s to u s, r becomes
     r u / sqrt(1 - r^2 + r^2 u^2) (Thorndike 1949, restriction of range, case 2). A quarter below that is the alarm, over as
-    many reports as make a quarter four standard errors, (1 - r^2) / sqrt(answers).
+    many reports as make a quarter five standard errors, (1 - r^2) / sqrt(answers): a run is asked hundreds of times.
     """
     steps, found = curve("eval/gold_reward_corr")
     _, spread = curve("objective/scores_std")
@@ -257,7 +257,7 @@ def _second_judge_goes_along(curve: Curve) -> list[Note]:
         return []
     start = min(start, 0.99)
     answers = (episodes[-1] - episodes[0]) / (len(found) - 1)  # a report
-    width = math.ceil((16 * (1 - start**2) / start) ** 2 / answers)
+    width = math.ceil((20 * (1 - start**2) / start) ** 2 / answers)
     first = max(width, 2)
     if len(found) < first + width:
         return []
