@@ -51,7 +51,7 @@ class Speakers:
         """
         pieces: SimpleQueue[tuple[int, str | BaseException | None]] = SimpleQueue()
         threading.Thread(target=self._write, args=(order, messages, pieces), daemon=True).start()
-        texts, writing = ["", ""], {0, 1}
+        texts, writing, shown = ["", ""], {0, 1}, ("", "")
         while writing:
             place, piece = pieces.get()
             if isinstance(piece, BaseException):
@@ -60,9 +60,10 @@ class Speakers:
                 writing.remove(place)
             else:
                 texts[place] += piece
-            if pieces.empty():  # a slow reader gets fewer, larger steps
-                shown = min((len(texts[i]) for i in writing), default=None)
-                yield texts[0][:shown], texts[1][:shown]
+            far = min((len(texts[i]) for i in writing), default=None)
+            if pieces.empty() and (texts[0][:far], texts[1][:far]) != shown:  # a slow reader gets fewer, larger steps
+                shown = texts[0][:far], texts[1][:far]
+                yield shown
         yield texts[0], texts[1]
 
     def _write(self, order: Sequence[int], messages: Sequence[Message], pieces: SimpleQueue[Any]) -> None:
