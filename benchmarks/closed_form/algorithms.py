@@ -1,6 +1,7 @@
 """How close does each algorithm come to the best policy there is, ours and TRL's?
 
 python -m benchmarks.closed_form [--seeds 5] [--algorithms NAME ...] [--sides ours trl] [--jobs 1] [--json FILE] [--picture FILE]
+python -m benchmarks.closed_form --sides ours --algorithms rloo --first_seed 100 --seeds 3 --settings '{"cliprange": 0.5}'
 
 Each run is a process of its own with one thread, ours and TRL's of one seed one after the other, so that the machine's moods
 fall on both. Time is that of training alone; memory is the peak above what the world holds.
@@ -8,6 +9,7 @@ fall on both. Time is that of training alone; memory is the peak above what the 
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,17 +31,23 @@ def main(words: Sequence[str]) -> None:
     options = parser("", (__doc__ or "").splitlines()[0], seeds=5)
     options.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS["ours"]), choices=ALGORITHMS["ours"])
     options.add_argument("--sides", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
+    options.add_argument("--first_seed", type=int, default=0, help="the first world's")
+    options.add_argument(
+        "--settings", type=json.loads, default={}, help='of ours alone, over those of ours.py: {"cliprange": 0.5}'
+    )
     arguments = options.parse_args(words)
+    if arguments.settings and arguments.sides != ["ours"]:
+        options.error("--settings changes ours alone: add --sides ours")
     plan = [
-        (side, algorithm, seed)
-        for seed in range(arguments.seeds)
+        (side, algorithm, seed, arguments.settings)
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         for algorithm in arguments.algorithms
         for side in arguments.sides
         if algorithm in ALGORITHMS[side]
     ]
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {side: {} for side in arguments.sides}
     told = each(one, plan, arguments.jobs, lambda found: f"{found['kl']:.4f} in {found['seconds']:.0f} s", fresh=True)
-    for (side, algorithm, _), found in told:
+    for (side, algorithm, *_), found in told:
         rows[side].setdefault(algorithm, []).append(found)
     start = statistics.mean(run["start"] for run in next(iter(rows[arguments.sides[0]].values())))
     result: dict[str, Any] = {side: {name: summary(runs) for name, runs in found.items()} for side, found in rows.items()}
@@ -47,12 +55,14 @@ def main(words: Sequence[str]) -> None:
     write(arguments, {**result, "start": start, "episodes": EPISODES}, lambda _: curves(result))
 
 
-def one(side: str, algorithm: str, seed: int) -> dict[str, Any]:
+def one(side: str, algorithm: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One run, for a process that runs nothing else: `kl, seconds, curve, peak_mb`."""
     world = make_world(seed)
     before, _ = resident()
     with TemporaryDirectory() as folder:
-        found = (ours if side == "ours" else theirs).run(algorithm, world, Path(folder))
+        found = (
+            ours.run(algorithm, world, Path(folder), **settings) if side == "ours" else theirs.run(algorithm, world, Path(folder))
+        )
     return found | {"start": world.kl_to_optimum(world.reference), "peak_mb": resident()[1] - before}
 
 

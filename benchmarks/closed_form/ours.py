@@ -73,12 +73,12 @@ def make_critic(world: World) -> GPTForSequenceClassification:
     return critic
 
 
-def run(algorithm: str, world: World, folder: Path) -> dict[str, Any]:
-    """What `algorithm` makes of the budget in `world`: see `Curve.result`."""
-    return run_dpo(world, folder) if algorithm == "dpo" else run_online(algorithm, world, folder)
+def run(algorithm: str, world: World, folder: Path, **changes: Any) -> dict[str, Any]:
+    """What `algorithm` makes of the budget in `world`, with `changes` to its SETTINGS: see `Curve.result`."""
+    return (run_dpo if algorithm == "dpo" else run_online)(algorithm, world, folder, **changes)
 
 
-def run_online(algorithm: str, world: World, folder: Path) -> dict[str, Any]:
+def run_online(algorithm: str, world: World, folder: Path, **changes: Any) -> dict[str, Any]:
     """An algorithm of loop two."""
     policy = copy.deepcopy(world.reference).requires_grad_(True)
     curve = Curve(world, policy)
@@ -86,7 +86,7 @@ def run_online(algorithm: str, world: World, folder: Path) -> dict[str, Any]:
     def score(rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
         return world.reward_of(rollout.response_ids)
 
-    settings = {"algorithm": algorithm} | SETTINGS[algorithm]
+    settings = {"algorithm": algorithm} | SETTINGS[algorithm] | changes
     learn(world=world, policy=policy, score=score, folder=folder, on_step=lambda step, *_: curve.look(step * BATCH), **settings)
     return curve.result()
 
@@ -134,9 +134,9 @@ def learn(
     )
 
 
-def run_dpo(world: World, folder: Path) -> dict[str, Any]:
+def run_dpo(algorithm: str, world: World, folder: Path, **changes: Any) -> dict[str, Any]:
     """DPO on judged pairs of the reference's answers: as many answers as the others may ask for."""
-    config = pair_config(world, folder, **SETTINGS["dpo"])
+    config = pair_config(world, folder, **(SETTINGS[algorithm] | changes))
     policy = copy.deepcopy(world.reference).requires_grad_(True)
     curve = Curve(world, policy)
     pairs = judged_pairs(world, EPISODES // 2, world.seed)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.closed_form import ours, theirs
-from benchmarks.closed_form.algorithms import curves, summary, table
+from benchmarks.closed_form.algorithms import curves, main, summary, table
 from benchmarks.closed_form.world import (
     BETA,
     EPISODES,
@@ -84,6 +84,15 @@ def test_both_sides_start_at_the_reference_and_move_towards_the_optimum_as_they_
     found = side.run(algorithm, world, tmp_path)
     assert [episodes for episodes, _ in found["curve"]] == [EPISODES // 20]
     assert 0 < found["kl"] < 0.8 * divergence(world.ref_logprobs, world.optimum)
+
+
+def test_a_setting_given_on_the_command_line_is_of_ours_alone(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ours, "EPISODES", EPISODES // 20)
+    still = ours.run("rloo", world, tmp_path, learning_rate=0.0)["kl"]
+    assert still == pytest.approx(divergence(world.ref_logprobs, world.optimum), abs=1e-6)
+    with pytest.raises(SystemExit):
+        main(["--settings", '{"learning_rate": 0.0}'])
+    assert "add --sides ours" in capsys.readouterr().err
 
 
 def test_the_table_and_the_picture_hold_both_sides():
