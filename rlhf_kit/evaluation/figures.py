@@ -75,7 +75,7 @@ REWARD = (
     Plot(
         {"eval/gold_reward_corr": "correlation"},
         "Correlation of reward and gold score",
-        "Sinks a little as answers become alike. A plunge: some answers earn the reward by what gold does not like. Read them.",
+        "Sinks as answers become alike. A plunge: some answers earn the reward by what gold does not like. Read them.",
         optional=True,
     ),
     Plot(
