@@ -96,9 +96,10 @@ class Speakers:
 
 def load_speakers(first: str, second: str, **options: Any) -> Speakers:
     """Two model directories or hub names; the same one twice shares its weights."""
-    one = load_speaker(first)
-    two = second_body(one) if second == first else load_speaker(second)
-    return Speakers((first, second), (one, two), (fingerprint(first), fingerprint(second)), **options)
+    one, mark = load_speaker(first), fingerprint(first)
+    if second == first:
+        return Speakers((first, first), (one, second_body(one)), (mark, mark), **options)
+    return Speakers((first, second), (one, load_speaker(second)), (mark, fingerprint(second)), **options)
 
 
 def second_body(speaker: Speaker) -> Speaker:
