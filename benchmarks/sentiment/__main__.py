@@ -7,10 +7,9 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -24,9 +23,6 @@ from recipes.common import writable
 from rlhf_kit.config import check_least, run_recipe
 from rlhf_kit.data.tokenizer import load_tokenizer
 
-Side = Literal["ours", "theirs"]
-TRAIN: dict[Side, Callable[[Start, PPOSettings, Watch], None]] = {"ours": ours.train, "theirs": theirs.train}
-
 
 @dataclass
 class SentimentConfig(PPOSettings, StageSettings):
@@ -35,7 +31,8 @@ class SentimentConfig(PPOSettings, StageSettings):
     data: Path = Path("data")  # holds movie_reviews_v2.jsonl and sentence_polarity.jsonl (and books_train.jsonl), .xz or .gz
     policy: Path | None = None  # a pretrained model's directory; None: a GPT is pretrained on the books
     work: Path = Path("runs/sentiment")  # finished stages are kept here, and found by the next run
-    seeds: int = 3  # runs of each side; ours and TRL's take turns
+    trl_lam: float = 0.95  # of TRL's second run, all else equal: its default, and that of Huang et al. 2024
+    seeds: int = 3  # runs of each side; they take turns
     first_seed: int = 0
     evaluate_every: int = 3  # rollouts
     eval_prompts: int = 512
@@ -45,7 +42,7 @@ class SentimentConfig(PPOSettings, StageSettings):
 
 
 def main(config: SentimentConfig) -> dict[str, Any]:
-    """Prepare, let both sides learn from the same start seed by seed, and report."""
+    """Prepare, let the sides learn from the same start seed by seed, and report."""
     config.check()
     check_least(config, seeds=1, first_seed=0, evaluate_every=1, eval_prompts=1, threads=1)
     torch.set_num_threads(config.threads)
@@ -64,7 +61,7 @@ def main(config: SentimentConfig) -> dict[str, Any]:
         work / "reference", work / "reward", work / "judge", shown[: config.eval_prompts], answer_tokens=config.answer_tokens
     )
     runs: list[dict[str, Any]] = []
-    curves: report.Curves = {side: [] for side in TRAIN}
+    curves: report.Curves = {side: [] for side in report.SIDES}
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))
         start = Start(work / "reference", work / "reward", texts.repeated(asked[order], config.episodes), seed)
@@ -72,7 +69,7 @@ def main(config: SentimentConfig) -> dict[str, Any]:
         for side in turns(seed):
             watch = Watch(evaluation, config.batch_size, config.evaluate_every, config.rollouts)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # their reports
-                TRAIN[side](start, config, watch)
+                train(side, start, config, watch)
             run[side] = watch.as_dict()
             curves[side].append(watch.points)
             end = watch.points[-1]
@@ -87,9 +84,19 @@ def main(config: SentimentConfig) -> dict[str, Any]:
     return result
 
 
-def turns(seed: int) -> list[Side]:
-    """Who goes first: the two take turns, so that neither always has the machine as the other left it."""
-    return ["ours", "theirs"] if seed % 2 == 0 else ["theirs", "ours"]
+def train(side: str, start: Start, config: SentimentConfig, watch: Watch) -> None:
+    """One side from `start`; TRL's second run differs in lambda alone."""
+    if side == "ours":
+        ours.train(start, config, watch)
+    else:
+        theirs.train(start, replace(config, lam=config.trl_lam) if side == "theirs_default" else config, watch)
+
+
+def turns(seed: int) -> list[str]:
+    """Who goes first: the sides take turns, so that none always has the machine as another left it."""
+    sides = list(report.SIDES)
+    first = seed % len(sides)
+    return sides[first:] + sides[:first]
 
 
 def finish(
@@ -104,6 +111,8 @@ def finish(
         "settings": settings,
         "held_out": held_out,
         "reached": report.reached(curves, config.first_seed),
+        "reached_default": report.reached(curves, config.first_seed, "theirs_default"),
+        "differences": report.differences(curves),
         "runs": runs,
     }
     for file, text in (

@@ -10,7 +10,7 @@ from benchmarks.pictures import sheet
 from benchmarks.sentiment.measure import Point, first_reaching
 from rlhf_kit.evaluation.charts import Series, line_chart
 
-SIDES = {"ours": "rlhf_kit", "theirs": "TRL 1.12"}
+SIDES = {"ours": "rlhf_kit", "theirs": "TRL 1.12", "theirs_default": "TRL 1.12, its lam"}
 Curves = dict[str, list[list[Point]]]  # of each side, a curve a seed
 COLUMNS: tuple[tuple[str, str, Callable[[Point], float]], ...] = (
     ("reward", "8.3f", lambda p: p.reward),
@@ -30,14 +30,15 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     return [Point(**mean) for mean in means]  # type: ignore[arg-type]  # counts are equal in all seeds
 
 
-def reached(curves: Curves, first_seed: int = 0) -> dict[str, dict[str, Any]]:
-    """When each side comes to TRL's final reward: on the mean curves (`mean`) and seed by seed.
+def reached(curves: Curves, first_seed: int = 0, rival: str = "theirs") -> dict[str, dict[str, Any]]:
+    """When ours and a rival come to the rival's final reward: on the mean curves (`mean`) and seed by seed.
 
     TRL's own first time stands beside ours, since a curve that is flat and noisy at its end gets there early by chance.
     `speedup` is TRL's whole wall time over ours until then; None where ours never gets there.
     """
-    pairs = {"mean": tuple(mean_curve(curves[side]) for side in SIDES)}
-    pairs |= {str(seed): pair for seed, pair in enumerate(zip(*(curves[side] for side in SIDES)), first_seed)}
+    both = curves["ours"], curves[rival]
+    pairs = {"mean": tuple(mean_curve(side) for side in both)}
+    pairs |= {str(seed): pair for seed, pair in enumerate(zip(*both), first_seed)}
     result = {}
     for name, (ours, theirs) in pairs.items():
         end = theirs[-1]
@@ -57,8 +58,18 @@ def reached(curves: Curves, first_seed: int = 0) -> dict[str, dict[str, Any]]:
     return result
 
 
+def differences(curves: Curves, rival: str = "theirs") -> dict[str, dict[str, float | None]]:
+    """Ours less a rival's at the end, seed by seed: the mean, and its standard error (None where one seed has none)."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name in ("reward", "judge", "kl"):
+        parts = [getattr(ours[-1], name) - getattr(theirs[-1], name) for ours, theirs in zip(curves["ours"], curves[rival])]
+        error = statistics.stdev(parts) / len(parts) ** 0.5 if len(parts) > 1 else None
+        found[name] = {"mean": statistics.fmean(parts), "standard_error": error}
+    return found
+
+
 def table(curves: Curves) -> str:
-    """Start and end of both sides: means over the seeds, and half the distance between the extremes."""
+    """The start, and the end of every side: means over the seeds, and half the distance between the extremes."""
     lines = [f"{'':18}" + "".join(f"{name:>{int(form.split('.')[0])}}" for name, form, _ in COLUMNS)]
     lines.append(_row("start", [points[0] for points in curves["ours"]]))
     for side, name in SIDES.items():
@@ -78,18 +89,24 @@ def _half_range(values: list[float]) -> float:
 
 
 def verdict(curves: Curves, first_seed: int = 0) -> str:
-    """The comparison in words."""
+    """The comparisons in words."""
     lines = []
-    for name, row in reached(curves, first_seed).items():
-        who = "mean of the seeds" if name == "mean" else f"seed {name}"
-        text = f"{who}: TRL ends at reward {row['reward']:.3f}, KL {row['trl_kl']:.2f}, after {row['trl_wall']:.0f} s; "
-        if row["ours_wall"] is None:
-            text += "rlhf_kit never gets there"
-        else:
-            text += f"rlhf_kit is there after {row['ours_wall']:.0f} s at KL {row['ours_kl']:.2f}"
-            text += f" ({row['speedup']:.2f} times as fast)" if row["speedup"] else ""
-            text += f", TRL itself for the first time after {row['trl_first_wall']:.0f} s"
-        lines.append(f"{text}; all rollouts: {row['speedup_at_equal_work']:.2f} times as fast")
+    for rival in list(SIDES)[1:]:
+        parts = (
+            f"{name} {d['mean']:+.3f}" + ("" if d["standard_error"] is None else f" +- {d['standard_error']:.3f}")
+            for name, d in differences(curves, rival).items()
+        )
+        lines.append(f"{SIDES['ours']} less {SIDES[rival]} at the end, mean and its standard error: {', '.join(parts)}")
+        for name, row in reached(curves, first_seed, rival).items():
+            who = "mean of the seeds" if name == "mean" else f"seed {name}"
+            text = f"  {who}: it ends at reward {row['reward']:.3f}, KL {row['trl_kl']:.2f}, after {row['trl_wall']:.0f} s; "
+            if row["ours_wall"] is None:
+                text += "rlhf_kit never gets there"
+            else:
+                text += f"rlhf_kit is there after {row['ours_wall']:.0f} s at KL {row['ours_kl']:.2f}"
+                text += f" ({row['speedup']:.2f} times as fast)" if row["speedup"] else ""
+                text += f", TRL itself for the first time after {row['trl_first_wall']:.0f} s"
+            lines.append(f"{text}; all rollouts: {row['speedup_at_equal_work']:.2f} times as fast")
     return "\n".join(lines)
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from benchmarks.sentiment import ours, theirs
-from benchmarks.sentiment.__main__ import SentimentConfig, main
+from benchmarks.sentiment.__main__ import SentimentConfig, main, turns
 from benchmarks.sentiment.measure import Point, first_reaching
-from benchmarks.sentiment.report import reached
+from benchmarks.sentiment.report import differences, reached
 from benchmarks.sentiment.settings import PPOSettings, Start
 from benchmarks.sentiment.texts import beginnings, passages, read_reviews, repeated
 from rlhf_kit.data.tokenizer import train_tokenizer
@@ -65,17 +65,18 @@ def config(data: Path, **changes: Any) -> SentimentConfig:
 def test_both_sides_start_alike_and_do_the_same_work(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(config(data))
     (run,) = json.loads((data / "figures.json").read_text())["runs"]
-    for side in ("ours", "theirs"):
+    for side in ("ours", "theirs", "theirs_default"):
         assert (run[side]["episodes"], run[side]["optimizer_steps"]) == (16, 2 * 2 * 2), side
         assert [p["rollout"] for p in run[side]["points"]] == [0, 1, 2]
         assert [p["episodes"] for p in run[side]["points"]] == [0, 8, 16]
         walls = [p["wall"] for p in run[side]["points"]]
         assert 0 == walls[0] < walls[1] < walls[2]
-    first, other = run["ours"]["points"][0], run["theirs"]["points"][0]
-    assert first == other
-    assert first["kl"] == 0
-    assert run["ours"]["points"][1]["reward"] != first["reward"]  # somebody learned something
-    assert run["theirs"]["points"][1]["reward"] != first["reward"]
+    first, other, default = (run[side]["points"] for side in ("ours", "theirs", "theirs_default"))
+    assert first[0] == other[0] == default[0]
+    assert first[0]["kl"] == 0
+    assert [p["reward"] for p in other] != [p["reward"] for p in default]  # lambda alone differs
+    assert first[1]["reward"] != first[0]["reward"]  # somebody learned something
+    assert other[1]["reward"] != first[0]["reward"]
     assert ElementTree.parse(data / "curves.svg").getroot().tag.endswith("svg")
     printed = capsys.readouterr().out
     assert "seed 0, TRL 1.12: 16 episodes, 8 optimizer steps" in printed
@@ -175,6 +176,17 @@ def test_the_speedup_is_their_whole_time_over_ours_until_their_final_reward() ->
     never = reached({"ours": [mine], "theirs": [[*other[:3], point(24, 9, 90)]]}, first_seed=3)["3"]
     assert never["ours_wall"] is None
     assert never["speedup"] is None
+
+
+def test_the_sides_are_compared_seed_by_seed() -> None:
+    mine = [[point(0, 0, 0), point(8, reward, 1, kl)] for reward, kl in ((1.0, 4.0), (3.0, 6.0))]
+    other = [[point(0, 0, 0), point(8, reward, 1, kl)] for reward, kl in ((0.5, 4.5), (1.5, 6.5))]
+    found = differences({"ours": mine, "theirs": other})
+    assert found["reward"] == {"mean": 1.0, "standard_error": pytest.approx(0.5)}
+    assert found["kl"] == {"mean": -0.5, "standard_error": 0.0}
+    assert differences({"ours": mine[:1], "theirs": other[:1]})["kl"] == {"mean": -0.5, "standard_error": None}
+    assert sorted(turns(0)) == sorted(turns(1)) == sorted(turns(2))
+    assert {turns(seed)[0] for seed in range(3)} == {"ours", "theirs", "theirs_default"}
 
 
 def test_what_the_sides_cannot_do_alike_is_refused(data: Path) -> None:
