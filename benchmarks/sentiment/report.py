@@ -30,7 +30,12 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     return [Point(**mean) for mean in means]  # type: ignore[arg-type]  # counts are equal in all seeds
 
 
-def reached(curves: Curves, first_seed: int = 0, rival: str = "theirs") -> dict[str, dict[str, Any]]:
+def rivals(curves: Curves) -> list[str]:
+    """The sides that ours can be compared with, where it ran."""
+    return [side for side in curves if side != "ours"] if "ours" in curves else []
+
+
+def reached(curves: Curves, rival: str, first_seed: int = 0) -> dict[str, dict[str, Any]]:
     """When ours and a rival come to the rival's final reward: on the mean curves (`mean`) and seed by seed.
 
     TRL's own first time stands beside ours, since a curve that is flat and noisy at its end gets there early by chance.
@@ -58,7 +63,7 @@ def reached(curves: Curves, first_seed: int = 0, rival: str = "theirs") -> dict[
     return result
 
 
-def differences(curves: Curves, rival: str = "theirs") -> dict[str, dict[str, float | None]]:
+def differences(curves: Curves, rival: str) -> dict[str, dict[str, float | None]]:
     """Ours less a rival's at the end, seed by seed: the mean, and its standard error (None where one seed has none)."""
     found: dict[str, dict[str, float | None]] = {}
     for name in ("reward", "judge", "kl"):
@@ -70,18 +75,18 @@ def differences(curves: Curves, rival: str = "theirs") -> dict[str, dict[str, fl
 
 def table(curves: Curves) -> str:
     """The start, and the end of every side: means over the seeds, and half the distance between the extremes."""
-    lines = [f"{'':18}" + "".join(f"{name:>{int(form.split('.')[0])}}" for name, form, _ in COLUMNS)]
-    lines.append(_row("start", [points[0] for points in curves["ours"]]))
-    for side, name in SIDES.items():
-        ends = [points[-1] for points in curves[side]]
-        lines.append(_row(f"{name}, end", ends))
+    lines = [f"{'':24}" + "".join(f"{name:>{int(form.split('.')[0])}}" for name, form, _ in COLUMNS)]
+    lines.append(_row("start", [points[0] for points in next(iter(curves.values()))]))
+    for side, of_side in curves.items():
+        ends = [points[-1] for points in of_side]
+        lines.append(_row(f"{SIDES[side]}, end", ends))
         if len(ends) > 1:
             lines.append(_row("   +-", ends, _half_range))
     return "\n".join(lines)
 
 
 def _row(name: str, points: Sequence[Point], of: Callable[[list[float]], float] = statistics.fmean) -> str:
-    return f"{name:18}" + "".join(f"{of([read(p) for p in points]):{form}}" for _, form, read in COLUMNS)
+    return f"{name:24}" + "".join(f"{of([read(p) for p in points]):{form}}" for _, form, read in COLUMNS)
 
 
 def _half_range(values: list[float]) -> float:
@@ -91,13 +96,13 @@ def _half_range(values: list[float]) -> float:
 def verdict(curves: Curves, first_seed: int = 0) -> str:
     """The comparisons in words."""
     lines = []
-    for rival in list(SIDES)[1:]:
+    for rival in rivals(curves):
         parts = (
             f"{name} {d['mean']:+.3f}" + ("" if d["standard_error"] is None else f" +- {d['standard_error']:.3f}")
             for name, d in differences(curves, rival).items()
         )
         lines.append(f"{SIDES['ours']} less {SIDES[rival]} at the end, mean and its standard error: {', '.join(parts)}")
-        for name, row in reached(curves, first_seed, rival).items():
+        for name, row in reached(curves, rival, first_seed).items():
             who = "mean of the seeds" if name == "mean" else f"seed {name}"
             text = f"  {who}: it ends at reward {row['reward']:.3f}, KL {row['trl_kl']:.2f}, after {row['trl_wall']:.0f} s; "
             if row["ours_wall"] is None:
@@ -125,9 +130,9 @@ def picture(curves: Curves) -> str:
     for axis, at in rows:
         for title, read in columns:
             series = [
-                Series(name, [at(p) for p in points], [read(p) for p in points], colour=colour)
-                for colour, (side, name) in enumerate(SIDES.items(), 1)
-                for points in curves[side]
+                Series(SIDES[side], [at(p) for p in points], [read(p) for p in points], colour=colour)
+                for colour, (side, of_side) in enumerate(curves.items(), 1)
+                for points in of_side
             ]
             charts.append((title, line_chart(series, name=f"{title} over {axis}", x_label=axis)))
-    return sheet(charts, list(SIDES.values()), columns=len(columns))
+    return sheet(charts, [SIDES[side] for side in curves], columns=len(columns))

@@ -83,7 +83,9 @@ def test_both_sides_start_alike_and_do_the_same_work(data: Path, capsys: pytest.
 
     before = {path: path.stat().st_mtime_ns for path in (data / "work").glob("*/model.safetensors")}
     assert len(before) == 4  # pretrain, reference, reward, judge
-    main(config(data, rollouts=1))
+    capsys.readouterr()
+    main(config(data, rollouts=1, sides=("ours",)))
+    assert "TRL" not in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}  # finished stages are not repeated
     with pytest.raises(InputError, match=r"--work .* reference_steps is 2 and not 3"):
         main(config(data, reference_steps=3))
@@ -171,9 +173,9 @@ def test_the_speedup_is_their_whole_time_over_ours_until_their_final_reward() ->
     mine = [point(0, 0, 0), point(8, 1.9, 10), point(16, 2.1, 20, kl=3), point(24, 2.5, 30)]
     other = [point(0, 0, 0), point(8, 2.2, 40), point(16, 1, 60), point(24, 2, 90)]
     assert first_reaching(mine, 2.0) is mine[2]
-    row = reached({"ours": [mine], "theirs": [other]})["mean"]
+    row = reached({"ours": [mine], "theirs": [other]}, "theirs")["mean"]
     assert (row["speedup"], row["ours_kl"], row["trl_first_wall"], row["speedup_at_equal_work"]) == (4.5, 3, 40, 3)
-    never = reached({"ours": [mine], "theirs": [[*other[:3], point(24, 9, 90)]]}, first_seed=3)["3"]
+    never = reached({"ours": [mine], "theirs": [[*other[:3], point(24, 9, 90)]]}, "theirs", first_seed=3)["3"]
     assert never["ours_wall"] is None
     assert never["speedup"] is None
 
@@ -181,16 +183,19 @@ def test_the_speedup_is_their_whole_time_over_ours_until_their_final_reward() ->
 def test_the_sides_are_compared_seed_by_seed() -> None:
     mine = [[point(0, 0, 0), point(8, reward, 1, kl)] for reward, kl in ((1.0, 4.0), (3.0, 6.0))]
     other = [[point(0, 0, 0), point(8, reward, 1, kl)] for reward, kl in ((0.5, 4.5), (1.5, 6.5))]
-    found = differences({"ours": mine, "theirs": other})
+    found = differences({"ours": mine, "theirs": other}, "theirs")
     assert found["reward"] == {"mean": 1.0, "standard_error": pytest.approx(0.5)}
     assert found["kl"] == {"mean": -0.5, "standard_error": 0.0}
-    assert differences({"ours": mine[:1], "theirs": other[:1]})["kl"] == {"mean": -0.5, "standard_error": None}
-    assert sorted(turns(0)) == sorted(turns(1)) == sorted(turns(2))
-    assert {turns(seed)[0] for seed in range(3)} == {"ours", "theirs", "theirs_default"}
+    assert differences({"ours": mine[:1], "theirs": other[:1]}, "theirs")["kl"] == {"mean": -0.5, "standard_error": None}
+    assert [turns(["a", "b", "c"], seed)[0] for seed in range(4)] == ["a", "b", "c", "a"]
+    assert sorted(turns(["a", "b", "c"], 1)) == ["a", "b", "c"]
 
 
 def test_what_the_sides_cannot_do_alike_is_refused(data: Path) -> None:
     with pytest.raises(InputError, match="--num_minibatches is 3, expected a divisor"):
         main(config(data, num_minibatches=3))
+    for sides in (("ours", "trl"), ()):
+        with pytest.raises(InputError, match=r"--sides is .* expected some of ours, theirs, theirs_default"):
+            main(config(data, sides=sides))
     with pytest.raises(InputError, match=r"expected movie_reviews_v2\.jsonl"):
         main(config(data / "elsewhere"))
