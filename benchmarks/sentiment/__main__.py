@@ -32,7 +32,7 @@ class SentimentConfig(PPOSettings, StageSettings):
     data: Path = Path("data")  # holds movie_reviews_v2.jsonl and sentence_polarity.jsonl (and books_train.jsonl), .xz or .gz
     policy: Path | None = None  # a pretrained model's directory; None: a GPT is pretrained on the books
     work: Path = Path("runs/sentiment")  # finished stages are kept here, and found by the next run
-    sides: tuple[str, ...] = tuple(report.SIDES)  # ours alone says what a setting does, in a fifth of the time
+    sides: tuple[str, ...] = tuple(report.SIDES)  # `ours` alone says what a setting does, in a fifth of the time
     trl_lam: float = 0.95  # of TRL's second run, all else equal: its default, and that of Huang et al. 2024
     seeds: int = 3  # runs of each side; they take turns
     first_seed: int = 0
