@@ -140,6 +140,14 @@ def test_a_day_of_judging(page: Page, served: Served) -> None:
     assert complaints == []
 
 
+def test_a_pair_fits_a_laptops_window_with_its_keys(page: Page, served: Served) -> None:
+    enter(page, served)
+    for height in (600, 760):
+        page.set_viewport_size({"width": 1180, "height": height})
+        assert page.evaluate("document.scrollingElement.scrollHeight") == height  # nothing to scroll
+        assert page.locator("#pair-panel .annotate").bounding_box()["y"] == 44  # under the bar
+
+
 def refused(*_: Any) -> Any:
     raise InputError("database", "votes.db", "the disk is full")
 
