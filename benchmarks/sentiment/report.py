@@ -10,7 +10,7 @@ from benchmarks.pictures import sheet
 from benchmarks.sentiment.measure import Point, first_reaching
 from rlhf_kit.evaluation.charts import Series, line_chart
 
-SIDES = {"ours": "rlhf_kit", "theirs": "TRL 1.12", "theirs_default": "TRL 1.12, its lam"}
+SIDES = {"ours": "rlhf_kit", "theirs": "TRL 1.12", "theirs_usual": "TRL 1.12, usual lam"}
 Curves = dict[str, list[list[Point]]]  # of each side, a curve a seed
 COLUMNS: tuple[tuple[str, str, Callable[[Point], float]], ...] = (
     ("reward", "8.3f", lambda p: p.reward),

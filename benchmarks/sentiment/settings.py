@@ -25,7 +25,7 @@ class PPOSettings:
     num_epochs: int = 2  # passes over a rollout
     num_minibatches: int = 2  # optimizer steps a pass
     learning_rate: float = 3e-4  # of policy and critic, falling linearly to 0 over the rollouts
-    kl_coef: float = 0.15
+    kl_coef: float = 0.13
     gamma: float = 1.0
     lam: float = 0.8  # below the field's 0.95: the critic, which starts as the reward model, knows much of a token's worth
     cliprange: float = 0.2

@@ -65,16 +65,16 @@ def config(data: Path, **changes: Any) -> SentimentConfig:
 def test_both_sides_start_alike_and_do_the_same_work(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(config(data))
     (run,) = json.loads((data / "figures.json").read_text())["runs"]
-    for side in ("ours", "theirs", "theirs_default"):
+    for side in ("ours", "theirs", "theirs_usual"):
         assert (run[side]["episodes"], run[side]["optimizer_steps"]) == (16, 2 * 2 * 2), side
         assert [p["rollout"] for p in run[side]["points"]] == [0, 1, 2]
         assert [p["episodes"] for p in run[side]["points"]] == [0, 8, 16]
         walls = [p["wall"] for p in run[side]["points"]]
         assert 0 == walls[0] < walls[1] < walls[2]
-    first, other, default = (run[side]["points"] for side in ("ours", "theirs", "theirs_default"))
+    first, other, default = (run[side]["points"] for side in ("ours", "theirs", "theirs_usual"))
     assert first[0] == other[0] == default[0]
     assert first[0]["kl"] == 0
-    assert [p["reward"] for p in other] != [p["reward"] for p in default]  # lambda alone differs
+    assert [p["reward"] for p in other] != [p["reward"] for p in default]  # another lambda
     assert first[1]["reward"] != first[0]["reward"]  # somebody learned something
     assert other[1]["reward"] != first[0]["reward"]
     assert ElementTree.parse(data / "curves.svg").getroot().tag.endswith("svg")
@@ -195,7 +195,7 @@ def test_what_the_sides_cannot_do_alike_is_refused(data: Path) -> None:
     with pytest.raises(InputError, match="--num_minibatches is 3, expected a divisor"):
         main(config(data, num_minibatches=3))
     for sides in (("ours", "trl"), ()):
-        with pytest.raises(InputError, match=r"--sides is .* expected some of ours, theirs, theirs_default"):
+        with pytest.raises(InputError, match=r"--sides is .* expected some of ours, theirs, theirs_usual"):
             main(config(data, sides=sides))
     with pytest.raises(InputError, match=r"expected movie_reviews_v2\.jsonl"):
         main(config(data / "elsewhere"))
