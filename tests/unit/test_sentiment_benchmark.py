@@ -71,10 +71,10 @@ def test_both_sides_start_alike_and_do_the_same_work(data: Path, capsys: pytest.
         assert [p["episodes"] for p in run[side]["points"]] == [0, 8, 16]
         walls = [p["wall"] for p in run[side]["points"]]
         assert 0 == walls[0] < walls[1] < walls[2]
-    first, other, default = (run[side]["points"] for side in ("ours", "theirs", "theirs_usual"))
-    assert first[0] == other[0] == default[0]
+    first, other, usual = (run[side]["points"] for side in ("ours", "theirs", "theirs_usual"))
+    assert first[0] == other[0] == usual[0]
     assert first[0]["kl"] == 0
-    assert [p["reward"] for p in other] != [p["reward"] for p in default]  # another lambda
+    assert [p["reward"] for p in other] != [p["reward"] for p in usual]  # another lambda
     assert first[1]["reward"] != first[0]["reward"]  # somebody learned something
     assert other[1]["reward"] != first[0]["reward"]
     assert ElementTree.parse(data / "curves.svg").getroot().tag.endswith("svg")
