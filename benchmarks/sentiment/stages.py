@@ -7,6 +7,7 @@ the stages need another `--work`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -64,13 +65,16 @@ def prepare(data: Path, policy: Path | None, work: Path, settings: StageSettings
 
 
 def refuse_others(file: Path, wanted: dict[str, Any]) -> None:
-    """Keep the settings of the stages beside them, and compare."""
-    found = json.loads(file.read_text()) if file.exists() else wanted
+    """Keep the settings of the stages beside them, and compare. The file appears whole and is never written again."""
+    if not file.exists():
+        temporary = file.with_name(f".{file.name}.tmp")
+        temporary.write_text(json.dumps(wanted, indent=1) + "\n")
+        os.replace(temporary, file)
+    found = json.loads(file.read_text())
     for name, value in wanted.items():
         if found[name] != value:
             mend = f"expected an empty folder: in the stages there {name} is {found[name]} and not {value}"
             raise InputError("--work", str(file.parent), mend)
-    file.write_text(json.dumps(wanted, indent=1) + "\n")
 
 
 def pretrained(data: Path, work: Path, settings: StageSettings) -> Path:

@@ -17,6 +17,7 @@ from benchmarks.sentiment.__main__ import SentimentConfig, main, turns
 from benchmarks.sentiment.measure import Point, first_reaching
 from benchmarks.sentiment.report import differences, reached
 from benchmarks.sentiment.settings import PPOSettings, Start
+from benchmarks.sentiment.stages import refuse_others
 from benchmarks.sentiment.texts import beginnings, passages, read_reviews, repeated
 from rlhf_kit.data.tokenizer import train_tokenizer
 from rlhf_kit.errors import InputError
@@ -146,6 +147,15 @@ def test_both_sides_ask_the_same_prompts_in_the_same_order(
         assert (watch.episodes, watch.optimizer_steps) == (12, 3 * num_minibatches), side.__name__
     assert torch.equal(torch.cat(asked["ours"]), torch.cat(asked["theirs"]))
     assert torch.equal(torch.cat(asked["ours"]), begun.prompts)
+
+
+def test_a_second_run_reads_the_stages_settings_and_never_writes_them(tmp_path: Path) -> None:
+    file = tmp_path / "stages.json"
+    refuse_others(file, {"reference_steps": 2})
+    before = file.stat()
+    refuse_others(file, {"reference_steps": 2})
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # another run may be reading
+    assert [path.name for path in tmp_path.iterdir()] == ["stages.json"]
 
 
 def test_reviews_are_cut_into_passages_and_no_fold_is_read_twice(data: Path) -> None:
