@@ -34,7 +34,7 @@ class SentimentConfig(PPOSettings, StageSettings):
     work: Path = Path("runs/sentiment")  # finished stages are kept here, and found by the next run
     sides: tuple[str, ...] = tuple(report.SIDES)  # `ours` alone says what a setting does, in a fifth of the time
     usual_lam: float = 0.95  # of TRL's second run: its default, and that of Huang et al. 2024
-    usual_kl_coef: float = 0.15  # of the same; what `reached` says of it depends on this price (docs/sentiment.md)
+    usual_kl_coef: float = 0.15  # of the same; its own default is 0.05 (docs/sentiment.md has both)
     seeds: int = 3  # runs of each side; they take turns
     first_seed: int = 0
     evaluate_every: int = 3  # rollouts
