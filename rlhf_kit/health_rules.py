@@ -284,7 +284,11 @@ def _gold_means(gold: list[float]) -> list[float]:
 
 
 def _overoptimised(curve: Curve) -> list[Note]:
-    """The proxy goes on rising while the gold score has lost a quarter of its gain (the curve of Gao et al. 2022)."""
+    """The proxy goes on rising while the gold score has lost a quarter of its gain (the curve of Gao et al. 2022).
+
+    The best of many means is above its neighbours by chance, so that a fall counts from five standard errors of one. The noise is
+    read off successive differences, which hardly know the trend (von Neumann 1941).
+    """
     steps, gold = curve("eval/gold_score")
     _, proxy = curve("objective/scores")
     if len(gold) < TREND or len(proxy) < TREND:
@@ -294,7 +298,11 @@ def _overoptimised(curve: Curve) -> list[Note]:
     rise, fall = means[peak] - means[0], means[peak] - means[-1]
     if rise <= 0 or fall <= 0.25 * rise or _late(proxy) < proxy[min(len(proxy) - 1, peak)]:
         return []
-    text = f"The gold score peaked near step {count(steps[peak + (len(gold) - len(means) + 1) // 2])} "
+    width = len(gold) - len(means) + 1
+    noise = math.sqrt(sum((b - a) ** 2 for a, b in itertools.pairwise(gold)) / (len(gold) - 1) / 2)
+    if fall <= 5 * noise / math.sqrt(width):
+        return []
+    text = f"The gold score peaked near step {count(steps[peak + width // 2])} "
     text += f"and has lost {percent(fall / rise)} of its gain "
     text += "since, while the reward model\u2019s score kept rising: stop earlier, or raise kl_coef."
     return [Note(False, "The reward model is over-optimised", text)]
