@@ -109,12 +109,17 @@ class Algorithm:
 
 
 def ppo(rollout: Rollout, rewards: Tensor, config: OnlineConfig, reduce: Reduce) -> tuple[Tensor, Tensor]:
-    """GAE against the critic, whitened over every rank's valid tokens (Schulman et al. 2017)."""
+    """GAE against the critic, whitened over every rank's valid tokens (Schulman et al. 2017).
+
+    With `critic_lam` the critic learns returns of a lambda of its own (Yuan et al. 2025, VC-PPO: "decoupled GAE").
+    """
     assert rollout.values is not None
     mask = rollout.response_mask
     if config.whiten_rewards:
         rewards = masked_whiten(rewards, mask, shift_mean=False, reduce=reduce)
     advantages, returns = gae(rewards, rollout.values, mask, gamma=config.gamma, lam=config.lam)
+    if config.critic_lam is not None:
+        _, returns = gae(rewards, rollout.values, mask, gamma=config.gamma, lam=config.critic_lam)
     return masked_whiten(advantages, mask, reduce=reduce), returns
 
 

@@ -48,6 +48,7 @@ class OnlineConfig:
     critic_warmup: int = 0  # rollouts from which only the critic learns; where it shares the policy's trunk, its head
     gamma: float = 1.0
     lam: float = 0.95
+    critic_lam: float | None = None  # of the returns that the critic learns; None: lam. 1: what came, and no value of its own
     whiten_rewards: bool = False
     learning_rate: float = 3e-6
     critic_learning_rate: float | None = None  # None: learning_rate
@@ -85,9 +86,10 @@ def check_online_config(config: OnlineConfig, algorithm: Algorithm, critic: nn.M
         raise InputError("--dual_clip", config.dual_clip, "expected a finite number above 1, or null")
     if config.kl_target is not None and config.kl_coef == 0:
         raise InputError("--kl_coef", 0, "expected more than 0 with --kl_target: a factor cannot move it from 0")
-    for name in ("gamma", "lam"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"--{name}", getattr(config, name), "expected a number from 0 to 1")
+    for name in ("gamma", "lam", "critic_lam"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"--{name}", value, "expected a number from 0 to 1")
     for name in ("adam_beta1", "adam_beta2", "warmup_fraction"):
         if not 0 <= getattr(config, name) < 1:
             raise InputError(f"--{name}", getattr(config, name), "expected a number from 0 to below 1")

@@ -498,6 +498,7 @@ def test_the_price_of_distance_stands_in_the_reward_or_in_the_loss_never_in_both
         ({"algorithm": "online_dpo", "group_size": 2}, "--micro_batch_size is 5, expected an even number"),
         ({"algorithm": "online_dpo", "group_size": 2, "micro_batch_size": 4, "kl_coef": 0.0}, "--kl_coef is 0"),
         ({"algorithm": "online_dpo", "group_size": 2, "micro_batch_size": 4, "kl_in": "loss"}, "--kl_in is 'loss'"),
+        ({"critic_lam": 1.5}, "--critic_lam is 1.5, expected a number from 0 to 1"),
         ({"algorithm": "rloo", "group_size": 4, "critic_warmup": 3}, "--critic_warmup is 3, expected 0"),
         ({"dual_clip": 0.5}, "--dual_clip is 0.5, expected a finite number above 1"),
         ({"cliprange_high": -0.1}, "--cliprange_high is -0.1"),

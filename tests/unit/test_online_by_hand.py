@@ -106,12 +106,14 @@ def variance(xs: list[float]) -> float:
 
 
 def credit(rewards: list[list[float]], values: list[list[float]], c: OnlineConfig) -> tuple[list[list[float]], list[list[float]]]:
-    """GAE and returns by the definition: `A_t` is the sum of `(gamma lam)^k delta_(t+k)`."""
-    advantages = []
-    for r, v in zip(rewards, values):
-        deltas = [r[t] + c.gamma * ([*v, 0.0][t + 1]) - v[t] for t in range(len(r))]
-        advantages.append([sum((c.gamma * c.lam) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(r))])
-    return advantages, [[a + x for a, x in zip(row, v)] for row, v in zip(advantages, values)]
+    """GAE and returns by the definition: `A_t` is the sum of `(gamma lam)^k delta_(t+k)`, and `return_t - V_t` too."""
+    credits: list[list[list[float]]] = []
+    for lam in (c.lam, c.lam if c.critic_lam is None else c.critic_lam):
+        credits.append([])
+        for r, v in zip(rewards, values):
+            deltas = [r[t] + c.gamma * ([*v, 0.0][t + 1]) - v[t] for t in range(len(r))]
+            credits[-1].append([sum((c.gamma * lam) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(r))])
+    return credits[0], [[a + x for a, x in zip(row, v)] for row, v in zip(credits[1], values)]
 
 
 def adamw(model: Any, rate: float, c: OnlineConfig) -> torch.optim.AdamW:
@@ -251,8 +253,12 @@ def by_hand(policy: Any, critic: Any, rollouts: list[Rollout], c: OnlineConfig) 
 # The ratio of an answer strays further than that of a token, and its gradient is that much larger.
 @pytest.mark.parametrize(
     ("changes", "off"),
-    [({"algorithm": "ppo"}, 0.15), ({"algorithm": "rloo", "group_size": 2, "cliprange": 0.3, "max_grad_norm": 25.0}, 0.05)],
-    ids=["ppo", "rloo"],
+    [
+        ({"algorithm": "ppo"}, 0.15),
+        ({"algorithm": "ppo", "critic_lam": 0.3}, 0.15),
+        ({"algorithm": "rloo", "group_size": 2, "cliprange": 0.3, "max_grad_norm": 25.0}, 0.05),
+    ],
+    ids=["ppo", "ppo, critic_lam", "rloo"],
 )
 def test_three_steps_are_the_algorithm_written_out(tmp_path, monkeypatch, changes, off):
     config = replace(SETTINGS, output_dir=tmp_path, **changes)
